@@ -1,0 +1,1 @@
+"""foveate: what vision and video transformers attend to, and whether that explains their answer."""
