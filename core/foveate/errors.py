@@ -36,7 +36,7 @@ class PluginError(FoveateError):
     exit_code = 3
 
 
-class MissingDependency(FoveateError, ImportError):
+class MissingDependencyError(FoveateError, ImportError):
     """An optional package is absent; the remedy is the command that installs it."""
 
     exit_code = 3

@@ -69,6 +69,7 @@ class Sample:
 
     @property
     def is_clip(self) -> bool:
+        """Whether ``pixels`` has a frame axis."""
         return self.pixels.ndim == 4
 
 
@@ -376,6 +377,7 @@ class CapturePlan:
     dtype: Literal["float16", "float32"] = "float16"
 
     def site(self, site_id: str) -> SitePlan | None:
+        """The plan for one site, or None where it is not kept."""
         return next((plan for plan in self.sites if plan.site == site_id), None)
 
 
@@ -425,7 +427,7 @@ class AttentionSource(ABC):
         """Open a registry row (:class:`foveate.plugins.registry.ModelRow`).
 
         ``weights`` is a local folder or file, ``"random"``, or None for the row's own id.
-        Raises ModelError or MissingDependency.
+        Raises ModelError or MissingDependencyError.
         """
 
     @property
