@@ -183,7 +183,8 @@ def _overlap(
     """Length shared by each target and each source interval, (target, source)."""
     start = np.maximum(np.maximum(target[:-1, None], source[None, :-1]), low)
     stop = np.minimum(np.minimum(target[1:, None], source[None, 1:]), high)
-    return np.clip(stop - start, 0.0, None)
+    shared: NDArray[np.float64] = np.maximum(stop - start, 0.0)
+    return shared
 
 
 def tokens_to_cells(values: ArrayLike, tokens: TokenAxis) -> tuple[NDArray[np.float64], CellGrid]:

@@ -172,13 +172,17 @@ class TokenAxis:
         """One axis after the other, for instance CLS, registers, patches."""
         import numpy as np
 
-        columns = [
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("kind", "y", "x", "height", "width", "level", "frame")
-        ]
         labelled = any(part.label is not None for part in parts)
-        label = tuple(t for part in parts for t in (part.label or ("",) * len(part))) if labelled else None
-        return cls(*columns, label=label)
+        return cls(
+            kind=np.concatenate([part.kind for part in parts]),
+            y=np.concatenate([part.y for part in parts]),
+            x=np.concatenate([part.x for part in parts]),
+            height=np.concatenate([part.height for part in parts]),
+            width=np.concatenate([part.width for part in parts]),
+            level=np.concatenate([part.level for part in parts]),
+            frame=np.concatenate([part.frame for part in parts]),
+            label=tuple(t for part in parts for t in (part.label or ("",) * len(part))) if labelled else None,
+        )
 
 
 @dataclass(frozen=True)
