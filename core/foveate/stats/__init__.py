@@ -1,0 +1,1 @@
+"""Numbers only: ranks with ties, intervals over images, paired tests. Knows no image, model or store."""
