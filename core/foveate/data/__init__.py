@@ -1,0 +1,1 @@
+"""Samples in, labelled arrays on disk: images, manifests, the zarr layout, runs and their validation."""
