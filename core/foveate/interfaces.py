@@ -475,6 +475,14 @@ class AttentionSource(ABC):
         A site that is missing here has no readout rows. The first entry is the site where reading starts.
         """
 
+    def fixed_readout(self, batch: Batch) -> Mapping[str, Readout]:
+        """Those of :meth:`readout` (without ``bound``) that are known before the forward: CLS, means, pools.
+
+        Optional: the engine then keeps these rows during the forward and holds no q and k; sites that are
+        missing here wait for the outputs. Must equal ``readout(batch, outputs)`` where it answers.
+        """
+        return {}
+
     @abstractmethod
     def flow(self, batch: Batch, outputs: Outputs) -> list[Step]:
         """In execution order, what rollout and relevance need to follow information through the model."""
@@ -543,7 +551,7 @@ class MetricInfo:
     accumulate: Literal["rows", "mean", "sum"] = "rows"
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
     better: Literal["higher", "lower", "none"] = "none"
-    needs: tuple[Literal["key_positions", "query_positions", "heads", "all_rows"], ...] = ()
+    needs: tuple[Literal["key_positions", "query_positions", "heads", "all_rows", "all_keys"], ...] = ()
 
 
 class Metric(ABC):
