@@ -258,9 +258,11 @@ class TinySource(AttentionSource):
 
     def readout(self, batch: Batch, outputs: Tensor, bound: BoundTarget | None = None) -> Mapping[str, Readout]:
         """The CLS row."""
-        weights = torch.zeros(len(bound) if bound is not None else len(batch), self.config.side**2 + 1)
-        weights[:, 0] = 1.0
-        return {SITE: Readout(weights, "cls")}
+        return self._cls_row(len(bound) if bound is not None else len(batch))
+
+    def fixed_readout(self, batch: Batch) -> Mapping[str, Readout]:
+        """The CLS row is known before the forward."""
+        return self._cls_row(len(batch))
 
     def flow(self, batch: Batch, outputs: Tensor) -> list[Step]:
         """Layer after layer, each with its residual."""
@@ -275,6 +277,11 @@ class TinySource(AttentionSource):
         """Shape of the model."""
         c = self.config
         return {"image": c.image, "patch": c.patch, "layers": c.layers, "heads": c.heads, "prefix": 1}
+
+    def _cls_row(self, count: int) -> dict[str, Readout]:
+        weights = torch.zeros(count, self.config.side**2 + 1)
+        weights[:, 0] = 1.0
+        return {SITE: Readout(weights, "cls")}
 
     def _tokens(self) -> TokenAxis:
         side, pixels = self.config.side, self.config.image
