@@ -1,0 +1,91 @@
+"""What this package offers, declared by import string. Imports nothing heavy.
+
+Names without suffix keep the sign of the evidence; ``_abs`` pools absolute values. Both are declared
+because the choice can turn a ranking of methods round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from foveate.plugins.hooks import hookimpl
+from foveate.plugins.specs import AttributionSpec
+
+FOVEATE_API = (1, 0)
+
+_GRADIENTS = {
+    "saliency": ("Saliency", "gradient at the input"),
+    "inputxgrad": ("InputXGradient", "input times gradient"),
+    "ig": ("IntegratedGradients", "integrated gradients from a baseline"),
+    "gradshap": ("GradientShap", "expected gradients between a baseline and the noisy input"),
+    "smoothgrad": ("SmoothGrad", "mean gradient over noisy copies"),
+    "smoothig": ("SmoothIG", "integrated gradients averaged over noisy copies"),
+}
+_PERTURBATION = {
+    "ablation": ("FeatureAblation", "drop of the score without one patch", ()),
+    "occlusion": ("Occlusion", "mean drop of the score under sliding windows of patches", ()),
+    "kernelshap": ("KernelShap", "Shapley values of patches by regression", ("sklearn",)),
+    "lime": ("Lime", "sparse local surrogate over patches", ("sklearn",)),
+}
+_ATTENTION = {
+    "readout": ("ReadoutAttention", "the attention row that the answer is read from", frozenset()),
+    "rollout": ("Rollout", "attention followed through all layers", frozenset()),
+    "grad_attention": ("GradAttention", "attention times its gradient, last layer", frozenset({"gradients"})),
+    "chefer_iccv21": ("CheferICCV21", "gradient-weighted attention through all layers", frozenset({"gradients"})),
+    "legrad": ("LeGrad", "positive attention gradients, mean over layers", frozenset({"gradients"})),
+}
+_REFERENCE = {
+    "uniform": ("Uniform", "control: every cell alike"),
+    "random": ("Random", "control: a random order"),
+    "centre": ("Centre", "control: a Gaussian at the centre"),
+    "edge": ("Edge", "control: edge strength"),
+    "saturation": ("Saturation", "control: colourfulness"),
+}
+
+
+@hookimpl
+def foveate_attributions() -> Iterable[AttributionSpec]:
+    """All methods that need no argument; ``untrained`` and ``oracle`` in ``reference`` need one."""
+    return (*_gradient_specs(), *_perturbation_specs(), *_attention_specs(), *_reference_specs())
+
+
+def _gradient_specs() -> Iterable[AttributionSpec]:
+    gradients = frozenset({"gradients"})
+    for name, (target, summary) in _GRADIENTS.items():
+        module = "foveate.attribution.gradients"
+        yield AttributionSpec(name, f"{module}:{target}", f"{summary}, signed", capabilities=gradients)
+        yield AttributionSpec(
+            f"{name}_abs", f"{module}:{target}Abs", f"{summary}, absolute", capabilities=gradients
+        )
+    yield AttributionSpec(
+        "gradcam",
+        "foveate.attribution.gradcam:GradCam",
+        "Grad-CAM on the tokens entering the last attention",
+        capabilities=gradients,
+    )
+
+
+def _perturbation_specs() -> Iterable[AttributionSpec]:
+    for name, (target, summary, requires) in _PERTURBATION.items():
+        yield AttributionSpec(
+            name,
+            f"foveate.attribution.perturbation:{target}",
+            summary,
+            requires=requires,
+            remedy='pip install "foveate[lime]"' if requires else "",
+            capabilities=frozenset({"perturbation"}),
+        )
+
+
+def _attention_specs() -> Iterable[AttributionSpec]:
+    for name, (target, summary, needs) in _ATTENTION.items():
+        yield AttributionSpec(
+            name, f"foveate.attribution.attention:{target}", summary, capabilities=needs | {"attention"}
+        )
+
+
+def _reference_specs() -> Iterable[AttributionSpec]:
+    for name, (target, summary) in _REFERENCE.items():
+        yield AttributionSpec(
+            name, f"foveate.attribution.reference:{target}", summary, capabilities=frozenset({"reference"})
+        )

@@ -1,0 +1,179 @@
+"""Grad-CAM where it belongs in a transformer: on the tokens that enter the last attention.
+
+Channels are the embedding dimensions and places are the patch tokens, laid out by the source's own labels.
+Generic tools read axis 1 of ``(sample, token, channel)`` as channels and return a map over features
+(Captum's LayerGradCam does, without an error). The tokens are read by forward pre-hooks on the modules
+that the source declares for its sites; the hooks exist for one forward pass and go whatever happens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from foveate.attribution.objective import Objective
+from foveate.attribution.pixels import Cost
+from foveate.errors import CaptureError, UsageError
+from foveate.geometry import CellGrid, tokens_to_cells
+from foveate.interfaces import AttentionStep, Attribution, AttributionMap, CallKey, TokenAxis
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveate.interfaces import AttentionSource, Batch, BoundTarget
+
+KEY_ARGUMENTS = ("key", "key_states", "key_value_states", "encoder_hidden_states", "hidden_states")
+"""Names under which attention modules take the tokens they read from, most telling first."""
+
+Entries = dict[tuple[str, int], list[tuple[torch.nn.Module, Mapping[str, Any]]]]
+"""(site, layer) -> for each call, the owning module and its arguments by name."""
+
+
+@dataclass(frozen=True)
+class GradCam(Attribution):
+    """ReLU of the channel-weighted sum of activations; weights are the gradient's mean over the patches.
+
+    ``relu`` False keeps evidence against the target.
+    """
+
+    name: ClassVar[str] = "gradcam"
+    citation: ClassVar[str] = "Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2, on patch tokens"
+    relu: bool = True
+    rows: int | None = None
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """One forward and one backward pass.
+
+        Raises UsageError where the tokens of the last attention are not one grid of patches a sample
+        (windows, several frames), CaptureError where they were not seen or carry no gradient.
+        """
+        objective = Objective(source, batch, bound, rows=self.rows)
+        parts, grid, call = [], None, None
+        for block in objective.blocks():
+            activations, gradients, tokens, call = tokens_and_gradients(block)
+            values, grid = grad_cam(activations, gradients, tokens, relu=self.relu)
+            parts.append(values)
+        assert grid is not None  # an objective has at least one row
+        info = {
+            "citation": self.citation,
+            "relu": self.relu,
+            "scale": bound.scale,
+            "seed": seed,
+            "activations": f"tokens entering {call.site}, layer {call.layer}" if call else "",
+            "forward_passes": 1,
+            "backward_passes": 1,
+        }
+        return AttributionMap(self.name, np.concatenate(parts), grid, signed=not self.relu, info=info)
+
+    def cost(self, cells: int) -> Cost:
+        """One forward and one backward pass."""
+        return Cost(1, 1)
+
+
+def grad_cam(
+    activations: torch.Tensor, gradients: torch.Tensor, tokens: TokenAxis, *, relu: bool = True
+) -> tuple[NDArray[np.float32], CellGrid]:
+    """The map of activations and gradients ``(target, token, channel)``: ``(target, y, x)`` and its cells."""
+    patches = torch.as_tensor(tokens.where("patch"), device=activations.device)
+    weights = gradients[:, patches].mean(1, keepdim=True)  # (target, 1, channel)
+    values = (weights * activations).sum(-1)
+    values = values.relu() if relu else values
+    laid, grid = tokens_to_cells(values.detach().double().cpu().numpy(), tokens)
+    return laid.astype(np.float32), grid
+
+
+def tokens_and_gradients(block: Objective) -> tuple[torch.Tensor, torch.Tensor, TokenAxis, CallKey]:
+    """Tokens entering the last attention that reads patches, their gradients, labels and call."""
+    source = block.source
+    batch = block.batch.replace(block.inputs.clone().requires_grad_(), block.index)
+    with torch.enable_grad():
+        with watched(source) as entries:
+            outputs = source.forward(batch, grad=True)
+        scores = source.score(outputs, batch, block.bound)
+        call, tokens = last_patch_reading(source, batch, outputs)
+        activations = _entering(entries, call, len(block), len(tokens))
+        (gradients,) = torch.autograd.grad(scores.sum(), activations, allow_unused=True)
+    if gradients is None:
+        raise CaptureError(f"gradcam: the score does not depend on the tokens entering {call.site}[{call.layer}]")
+    if not _batch_first(entries, call):
+        activations, gradients = activations.transpose(0, 1), gradients.transpose(0, 1)
+    return activations.detach(), gradients, tokens, call
+
+
+def last_patch_reading(source: AttentionSource, batch: Batch, outputs: Any) -> tuple[CallKey, TokenAxis]:
+    """The last step of the flow whose keys are patches, one axis a sample."""
+    for step in reversed(source.flow(batch, outputs)):
+        if not isinstance(step, AttentionStep):
+            continue
+        labels = source.label(step.call, batch, outputs)
+        if not labels.key.where("patch").size:
+            continue
+        if [name for name, _ in labels.leading] != ["sample"]:
+            raise UsageError(
+                f"gradcam: {step.call.site} attends within {', '.join(name for name, _ in labels.leading)}; "
+                "its tokens are not one grid a sample",
+                remedy="use a gradient or perturbation method for this model",
+            )
+        return step.call, labels.key
+    raise UsageError("gradcam: no attention of this model reads patches")
+
+
+@contextmanager
+def watched(source: AttentionSource) -> Iterator[Entries]:
+    """Collect what enters the modules of the source's sites; nothing stays on the model afterwards."""
+    entries: Entries = {}
+    handles = []
+    try:
+        for site in source.sites:
+            for path, layer in site.modules.items():
+                module = source.module.get_submodule(path)
+                hook = _note(entries.setdefault((site.id, layer), []))
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        yield entries
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note(calls: list[tuple[torch.nn.Module, Mapping[str, Any]]]) -> Any:
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+        calls.append((module, dict(bound.arguments)))
+
+    return hook
+
+
+def _entering(entries: Entries, call: CallKey, samples: int, tokens: int) -> torch.Tensor:
+    """The tensor of tokens among a call's arguments, ``(sample, token, channel)`` or token first."""
+    calls = entries.get((call.site, call.layer), [])
+    if call.number >= len(calls):
+        raise CaptureError(
+            f"gradcam: {call.site}[{call.layer}] ran {len(calls)} times, call {call.number} is missing"
+        )
+    module, arguments = calls[call.number]
+    named = [arguments[name] for name in KEY_ARGUMENTS if name in arguments]
+    wanted = (samples, tokens) if _batch_first(entries, call) else (tokens, samples)
+    for value in (*named, *arguments.values()):
+        if isinstance(value, torch.Tensor) and value.dim() == 3 and value.shape[:2] == wanted:
+            if not value.requires_grad:
+                raise CaptureError(f"gradcam: the tokens entering {call.site}[{call.layer}] carry no gradient")
+            return value
+    shapes = {name: tuple(v.shape) for name, v in arguments.items() if isinstance(v, torch.Tensor)}
+    raise CaptureError(
+        f"gradcam: {type(module).__name__} of {call.site}[{call.layer}] takes no tokens of shape "
+        f"({wanted[0]}, {wanted[1]}, channel); it got {shapes}"
+    )
+
+
+def _batch_first(entries: Entries, call: CallKey) -> bool:
+    """``nn.MultiheadAttention`` may take tokens first; everything else takes samples first."""
+    module, _ = entries[call.site, call.layer][call.number]
+    return not isinstance(module, torch.nn.MultiheadAttention) or bool(module.batch_first)

@@ -1,0 +1,199 @@
+"""Captum's perturbation methods on the model's own patches.
+
+A feature is one cell of ``source.cells``; Captum's default of one perturbation a forward pass is replaced
+by as many as fit the memory budget, which changes the time and nothing else. Sampled methods (KernelSHAP,
+LIME) are drawn under at least two seeds; a row whose two maps correlate below 0.8 has not converged.
+Values are changes of the score (ablation) or coefficients (SHAP, LIME) a cell, never divided by its area.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from captum.attr import FeatureAblation as CaptumFeatureAblation
+from captum.attr import KernelShap as CaptumKernelShap
+from captum.attr import Lime as CaptumLime
+from captum.attr import Occlusion as CaptumOcclusion
+
+from foveate.attribution.baselines import Baseline, make_baseline
+from foveate.attribution.pixels import Cost, PixelMethod, Pixels, in_blocks, repeated
+from foveate.attribution.pooling import feature_mask
+from foveate.errors import MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from foveate.attribution.objective import Objective
+
+
+@dataclass(frozen=True)
+class CellMethod(PixelMethod):
+    """A perturbation method: all pixels of a cell carry the cell's number."""
+
+    baseline: Baseline = "zero"
+    reduce: ClassVar[Literal["sum", "mean"]] = "mean"
+
+
+@dataclass(frozen=True)
+class FeatureAblation(CellMethod):
+    """The drop of the score when one patch is replaced by the baseline."""
+
+    name: ClassVar[str] = "ablation"
+    citation: ClassVar[str] = "Zeiler & Fergus 2014, arXiv:1311.2901 (patch by patch)"
+
+    def pixels(self, objective: Objective, *, seed: int = 0) -> Pixels:
+        """Captum's FeatureAblation over the cells."""
+        (values,) = in_blocks(objective, self._explain)
+        return Pixels(values[None])
+
+    def cost(self, cells: int) -> Cost:
+        """One forward pass a cell and one for the whole image."""
+        return Cost(cells + 1)
+
+    def _explain(self, block: Objective) -> tuple[torch.Tensor]:
+        forward, arguments = block.captum()
+        mask = feature_mask(block.inputs, block.source.cells(block.batch))
+        values = CaptumFeatureAblation(forward).attribute(
+            **arguments,
+            baselines=make_baseline(self.baseline, block),
+            feature_mask=mask,
+            perturbations_per_eval=per_eval(block),
+        )
+        return (values,)
+
+
+@dataclass(frozen=True)
+class Occlusion(CellMethod):
+    """The mean drop of the score over all sliding windows that cover a patch.
+
+    ``window`` and ``stride`` are in patches; the default window of 2 x 2 sees evidence that spans patches
+    and differs from ``ablation``, which is a window of one. Patches must be equal and of whole pixels.
+    """
+
+    name: ClassVar[str] = "occlusion"
+    citation: ClassVar[str] = "Zeiler & Fergus 2014, arXiv:1311.2901"
+    window: int = 2
+    stride: int = 1
+
+    def pixels(self, objective: Objective, *, seed: int = 0) -> Pixels:
+        """Captum's Occlusion with windows of whole patches."""
+        (values,) = in_blocks(objective, self._explain)
+        return Pixels(values[None])
+
+    def cost(self, cells: int) -> Cost:
+        """One forward pass a window position (about one a stride squared) and one for the whole image."""
+        return Cost(int(np.ceil(cells / self.stride**2)) + 1)
+
+    def _explain(self, block: Objective) -> tuple[torch.Tensor]:
+        forward, arguments = block.captum()
+        height, width = patch_size(block)
+        whole = block.inputs.shape[1:-2]  # every channel; of a clip, one frame at a time
+        leading = (1,) * (len(whole) - 1) + whole[-1:]
+        values = CaptumOcclusion(forward).attribute(
+            **arguments,
+            baselines=make_baseline(self.baseline, block),
+            sliding_window_shapes=(*leading, self.window * height, self.window * width),
+            strides=(*leading, self.stride * height, self.stride * width),
+            perturbations_per_eval=per_eval(block),
+        )
+        return (values,)
+
+
+@dataclass(frozen=True)
+class SampledMethod(CellMethod):
+    """A linear surrogate fitted to random subsets of patches."""
+
+    evaluations_per_patch: int = 16
+    repeats: int = 2
+
+    def pixels(self, objective: Objective, *, seed: int = 0) -> Pixels:
+        """Captum's surrogate, row by row under the row's own seeds."""
+        if importlib.util.find_spec("sklearn") is None:
+            raise MissingDependencyError(
+                f"{self.name} fits its surrogate with scikit-learn, which is not installed",
+                remedy='pip install "foveate[lime]"',
+            )
+        if self.repeats < 2:
+            raise UsageError(
+                f"{self.name}: repeats must be at least 2 (without a second seed nobody knows whether the map "
+                f"is more than noise), got {self.repeats}"
+            )
+        return Pixels(repeated(objective, self._draw, seed=seed, repeats=self.repeats))
+
+    def cost(self, cells: int) -> Cost:
+        """``evaluations_per_patch`` forward passes a cell and seed."""
+        return Cost(self.samples(cells) * self.repeats)
+
+    def samples(self, cells: int) -> int:
+        """Subsets that one fit sees."""
+        return self.evaluations_per_patch * cells
+
+    def _draw(self, row: Objective) -> torch.Tensor:
+        forward, arguments = row.captum()
+        mask = feature_mask(row.inputs, row.source.cells(row.batch))
+        values: torch.Tensor = self._surrogate(forward).attribute(
+            **arguments,
+            baselines=make_baseline(self.baseline, row),
+            feature_mask=mask,
+            n_samples=self.samples(int(mask.max()) + 1),
+            perturbations_per_eval=row.rows(grad=False),
+        )
+        return values
+
+    def _surrogate(self, forward: Any) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class KernelShap(SampledMethod):
+    """Shapley values of patches by weighted linear regression over random coalitions."""
+
+    name: ClassVar[str] = "kernelshap"
+    citation: ClassVar[str] = "Lundberg & Lee 2017, arXiv:1705.07874, theorem 2"
+
+    def _surrogate(self, forward: Any) -> Any:
+        return CaptumKernelShap(forward)
+
+
+@dataclass(frozen=True)
+class Lime(SampledMethod):
+    """Coefficients of a sparse local surrogate; ``alpha`` is the L1 weight (Captum's default 0.01).
+
+    The score's scale decides what ``alpha`` leaves: on probabilities a large one zeroes every patch, the
+    map is constant and counts as not converged.
+    """
+
+    name: ClassVar[str] = "lime"
+    citation: ClassVar[str] = "Ribeiro, Singh & Guestrin 2016, arXiv:1602.04938"
+    alpha: float = 0.01
+
+    def _surrogate(self, forward: Any) -> Any:
+        from captum._utils.models.linear_model import SkLearnLasso
+
+        return CaptumLime(forward, interpretable_model=SkLearnLasso(alpha=self.alpha))
+
+
+def per_eval(block: Objective) -> int:
+    """Perturbations a forward pass: what the budget leaves for each of the block's target rows."""
+    return max(1, block.rows(grad=False) // len(block))
+
+
+def patch_size(block: Objective) -> tuple[int, int]:
+    """Height and width of the equal patches that tile the input, whole pixels.
+
+    Raises UsageError where patches differ or cut pixels.
+    """
+    grid = block.source.cells(block.batch)
+    sides = []
+    for edges in (grid.y, grid.x):
+        steps = np.diff(edges)
+        side = round(float(steps[0]))
+        if side < 1 or not np.allclose(steps, side, atol=1e-6):
+            raise UsageError(
+                "occlusion: patches are not equal squares of whole pixels",
+                remedy="use 'ablation', which takes cells of any shape",
+            )
+        sides.append(side)
+    return sides[0], sides[1]

@@ -1,0 +1,213 @@
+"""Maps that explain nothing, and one that knows the truth: what every score is held against.
+
+A method that does not beat a random order has shown nothing; one that does not beat the centre of the
+picture, its edges or its colours has shown that photographs have subjects. All are ordinary attributions
+on the model's cells, so they run through the same code as everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from scipy.ndimage import sobel
+
+from foveate.attribution.appearance import seen_rgb
+from foveate.attribution.pooling import pixel_grid
+from foveate.attribution.seeding import sample_seed
+from foveate.errors import UsageError
+from foveate.geometry import regrid
+from foveate.interfaces import Attribution, AttributionMap
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveate.geometry import CellGrid, Geometry
+    from foveate.interfaces import AttentionSource, Batch, BoundTarget
+
+RANDOM_SEEDS = 20
+"""Random maps an image is compared with, at least: their mean's own error is then a fifth of their spread."""
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True)
+class Uniform(Attribution):
+    """Every cell alike; its order is nothing but ties."""
+
+    name: ClassVar[str] = "uniform"
+    citation: ClassVar[str] = "control: no information"
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """Ones."""
+        return _lay(self, np.ones(_shape(source, batch)), source, batch, bound)
+
+
+@dataclass(frozen=True)
+class Random(Attribution):
+    """Independent uniform numbers, drawn from the seed and the sample's id (the same in any batch)."""
+
+    name: ClassVar[str] = "random"
+    citation: ClassVar[str] = "control: a random order"
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """One draw; :func:`random_maps` gives the many that a comparison needs."""
+        shape = _shape(source, batch)[1:]
+        draws = [np.random.default_rng(sample_seed(seed, sample)).random(shape) for sample in batch.ids]
+        return _lay(self, np.stack(draws), source, batch, bound, seed=seed)
+
+
+@dataclass(frozen=True)
+class Centre(Attribution):
+    """A Gaussian at the middle of the input; ``sigma`` is a share of its height and width.
+
+    People put their subject in the middle: the classic baseline of saliency research.
+    """
+
+    name: ClassVar[str] = "centre"
+    citation: ClassVar[str] = "control: centre bias; Tatler 2007, J. Vision 7(14):4"
+    sigma: float = 0.25
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """exp(-r^2 / 2) with r in units of sigma, at cell centres."""
+        if not self.sigma > 0:
+            raise UsageError(f"centre: sigma must be positive, got {self.sigma}")
+        axes = zip(source.cells(batch).centres, batch.inputs.shape[-2:], strict=True)
+        y, x = (np.exp(-(((centres / side - 0.5) / self.sigma) ** 2) / 2) for centres, side in axes)
+        values = np.broadcast_to(np.outer(y, x), _shape(source, batch))
+        return _lay(self, values, source, batch, bound, sigma=self.sigma)
+
+
+@dataclass(frozen=True)
+class Edge(Attribution):
+    """Sobel gradient magnitude of the brightness that the model saw."""
+
+    name: ClassVar[str] = "edge"
+    citation: ClassVar[str] = "control: edges; Adebayo et al. 2018, arXiv:1810.03292"
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """Mean magnitude a cell."""
+        return _lay(self, _pooled(edge_strength(seen_rgb(source, batch)), source, batch), source, batch, bound)
+
+
+@dataclass(frozen=True)
+class Saturation(Attribution):
+    """How colourful the picture is: the range of the three channels."""
+
+    name: ClassVar[str] = "saturation"
+    citation: ClassVar[str] = "control: colourfulness (chroma, max - min of RGB)"
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """Mean chroma a cell."""
+        return _lay(self, _pooled(np.ptp(seen_rgb(source, batch), axis=-3), source, batch), source, batch, bound)
+
+
+class Untrained(Attribution):
+    """The same method on an untrained (or otherwise altered) twin: what comes from architecture and input.
+
+    ``twin`` must take the source's own batches: same preprocessing, same cells, same targets.
+    """
+
+    name: ClassVar[str] = "untrained"
+    citation: ClassVar[str] = "control: randomised weights; Adebayo et al. 2018, arXiv:1810.03292"
+
+    def __init__(self, method: Attribution, twin: AttentionSource) -> None:
+        self.method, self.twin = method, twin
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """The twin's map, for the source's target. Raises UsageError where the two have other cells."""
+        if self.twin.cells(batch) != source.cells(batch):
+            raise UsageError(
+                f"untrained: {self.twin.card.id} has other cells than {source.card.id}",
+                remedy="open the same architecture with weights='random'",
+            )
+        made = self.method.attribute(self.twin, batch, bound, seed=seed)
+        info = {**made.info, "twin": self.twin.card.id}
+        return AttributionMap(
+            f"{made.method}@untrained", made.values, made.grid, made.signed, made.converged, info
+        )
+
+
+class Oracle(Attribution):
+    """The truth, where it is known: the share of each cell that the mask covers.
+
+    ``masks`` holds one boolean ``(y, x)`` in original pixels per sample of the batch, or None (its map is
+    NaN). Not a method: the row that says how well an explanation could possibly score.
+    """
+
+    name: ClassVar[str] = "oracle"
+    citation: ClassVar[str] = "control: ground-truth mask"
+
+    def __init__(self, masks: Sequence[NDArray[np.bool_] | None]) -> None:
+        self.masks = tuple(masks)
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """Area share, NaN for cells outside the image. Raises UsageError where a mask has another size."""
+        if len(self.masks) != len(batch):
+            raise UsageError(f"oracle: {len(self.masks)} masks for {len(batch)} samples")
+        grid, shape = source.cells(batch), _shape(source, batch)[1:]
+        rows = [
+            np.full(shape, np.nan) if mask is None else mask_share(mask, geometry, grid)
+            for mask, geometry in zip(self.masks, batch.geometry, strict=True)
+        ]
+        return _lay(self, np.stack(rows), source, batch, bound)
+
+
+def random_maps(
+    source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0, count: int = RANDOM_SEEDS
+) -> list[AttributionMap]:
+    """``count`` independent random maps: seeds ``seed``, ``seed + 1``, ..."""
+    return [Random().attribute(source, batch, bound, seed=seed + draw) for draw in range(count)]
+
+
+def edge_strength(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sobel magnitude of brightness, ``(..., channel, y, x)`` in [0, 1] to ``(..., y, x)``, per pixel."""
+    luma = np.tensordot(np.moveaxis(rgb, -3, -1), LUMA, axes=1)
+    return np.asarray(np.hypot(sobel(luma, axis=-2), sobel(luma, axis=-1)) / 8.0)
+
+
+def mask_share(mask: NDArray[np.bool_], geometry: Geometry, grid: CellGrid) -> NDArray[np.float64]:
+    """Share of each input cell's visible part that a mask over original pixels covers, ``(..., y, x)``."""
+    size = (geometry.original_height, geometry.original_width)
+    if mask.shape[-2:] != size:
+        raise UsageError(f"oracle: the mask is {mask.shape[-2:]} but the image is {size} pixels")
+    return regrid(mask.astype(np.float64), pixel_grid(*size), geometry.grid_to_original(grid))
+
+
+def _shape(source: AttentionSource, batch: Batch) -> tuple[int, ...]:
+    """(sample, [frame,] row, column) of maps on the model's cells."""
+    return (len(batch), *batch.inputs.shape[1:-3], *source.cells(batch).shape)
+
+
+def _pooled(plane: NDArray[np.float64], source: AttentionSource, batch: Batch) -> NDArray[np.float64]:
+    """Pixel values (..., y, x) averaged over the model's cells."""
+    return regrid(plane, pixel_grid(*plane.shape[-2:]), source.cells(batch))
+
+
+def _lay(
+    method: Attribution,
+    values: NDArray[np.float64],
+    source: AttentionSource,
+    batch: Batch,
+    bound: BoundTarget,
+    **info: object,
+) -> AttributionMap:
+    """Values a sample as values a target row."""
+    rows = values[[row.sample for row in bound.rows]].astype(np.float32)
+    return AttributionMap(method.name, rows, source.cells(batch), info={"citation": method.citation, **info})
