@@ -6,6 +6,10 @@ import os
 
 import pytest
 
+from fake_packages import install
+
+__all__ = ["install"]  # a fixture for every folder
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -78,10 +78,9 @@ def find_row(reference: str, source: str | None = None) -> ModelRow:
         raise UsageError(f"{reference} holds no {CONFIG}", remedy="give the folder that does, or source=")
     if _looks_like_hub_id(reference):
         return ModelRow(reference, _claiming(_hub_config(reference), None, reference), owner="hub")
-    close = get_close_matches(reference, [*models(), *families()], 3, cutoff=0.5)
     raise UsageError(
         f"no model {reference!r}: not in the registry, not a folder with a {CONFIG}, not a hub id (owner/name)",
-        remedy=f"did you mean {', '.join(close)}?" if close else "foveate models lists the known ones",
+        remedy=_close(reference) + "foveate models lists the known ones",
     )
 
 
@@ -130,6 +129,11 @@ def _check_options(adapter: Any, row: ModelRow, options: Mapping[str, Any]) -> N
                 f"source {row.source!r} takes no option {name!r}",
                 remedy=f"its options: {', '.join(known) or 'none'}",
             )
+
+
+def _close(reference: str) -> str:
+    close = get_close_matches(reference, [*models(), *families()], 3)
+    return f"did you mean {', '.join(close)}? Otherwise " if close else ""
 
 
 def _same(expected: Any, fact: Any) -> bool:
@@ -205,5 +209,6 @@ def _hub_config(reference: str) -> dict[str, Any]:
         raise ModelError(
             f"{reference} is not in the registry and the hub did not give its {CONFIG}: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            remedy="check the id and the connection, or download the model and give its folder",
+            remedy=_close(reference)
+            + "check the id and the connection, or download the model and give its folder",
         ) from error
