@@ -1,0 +1,1 @@
+"""Pictures: drawn from arrays and geometry, with their rule, K and scale printed in them."""

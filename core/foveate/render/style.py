@@ -1,0 +1,124 @@
+"""How every picture of foveate looks, and how it is written.
+
+Pictures are drawn inside :func:`styled`, which starts from matplotlib's own defaults: neither the user's
+style changes them nor do they change the user's (no pyplot, no global state). A :class:`Picture` is a
+figure with the sentence that says what it shows; the sentence is printed in the figure and stored in the
+file's metadata. The same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import matplotlib.style
+from matplotlib.figure import Figure
+
+from foveate.errors import UsageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+UNSEEN = "0.88"  # grey behind the hatching of what the model did not see
+HATCH = "////"
+OUTLINE = "#e8590c"  # border of the visible region
+SUFFIXES = (".png", ".svg", ".pdf")
+
+_RC: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.h_pad": 0.05,
+    "figure.constrained_layout.w_pad": 0.05,
+    "hatch.color": "0.65",
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+    "svg.hashsalt": "foveate",  # ids that do not change from run to run
+    "savefig.dpi": 160,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+_CAPTION_SIZE = 8
+_CHARACTERS_PER_INCH = 17.3  # of the caption's font, on the narrow side
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Matplotlib's defaults and foveate's few changes, for the duration of a ``with`` block."""
+    with matplotlib.style.context(["default", _RC]):
+        yield
+
+
+def drawn(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a drawing function inside :func:`styled`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        with styled():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A finished figure. ``caption`` is the sentence printed below it: rule, K, scale, what is missing."""
+
+    figure: Figure
+    title: str
+    caption: str
+
+    def save(self, out: Path | str) -> Path:
+        """Write PNG, SVG or PDF, chosen by the suffix. Raises UsageError for any other."""
+        path = Path(out)
+        if path.suffix.lower() not in SUFFIXES:
+            raise UsageError(
+                f"cannot write a picture to {path.name!r}: expected a name ending in {', '.join(SUFFIXES)}",
+                remedy="choose .png for screens, .pdf or .svg for papers",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with styled():
+            self.figure.savefig(path, metadata=self._metadata(path.suffix.lower()))
+        return path
+
+    def png(self) -> bytes:
+        """The picture as PNG bytes."""
+        buffer = io.BytesIO()
+        with styled():
+            self.figure.savefig(buffer, format="png", metadata=self._metadata(".png"))
+        return buffer.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def _metadata(self, suffix: str) -> dict[str, Any]:
+        """Title and caption under the names of each format; no date, so that bytes repeat."""
+        if suffix == ".pdf":
+            return {"Title": self.title, "Subject": self.caption, "CreationDate": None}
+        return {"Title": self.title, "Description": self.caption} | ({"Date": None} if suffix == ".svg" else {})
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of ``width x height`` inches that lays itself out."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def finish(figure: Figure, title: str, *sentences: str) -> Picture:
+    """Print the title above and the sentences below the figure, wrapped to its width."""
+    caption = " · ".join(sentence for sentence in sentences if sentence)
+    columns = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
+    figure.suptitle(textwrap.fill(title, int(columns * 0.72)), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.supxlabel(textwrap.fill(caption, columns), x=0.01, ha="left", fontsize=_CAPTION_SIZE, color="0.25")
+    return Picture(figure, title, caption)
