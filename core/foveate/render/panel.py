@@ -152,7 +152,10 @@ def colour_bar(axes: Axes | list[Axes], mesh: QuadMesh, scale: Scale, *, shrink:
     figure = (axes[0] if isinstance(axes, list) else axes).get_figure(root=True)
     assert figure is not None
     extend = "both" if scale.name == "lift" else "neither"
-    bar = figure.colorbar(mesh, ax=axes, shrink=shrink, extend=extend, extendfrac=0.03, pad=0.02, aspect=25)
+    bar = figure.colorbar(
+        mesh, ax=axes, shrink=shrink, extend=extend, extendfrac=0.03, pad=0.02, aspect=25,
+        anchor=(0.0, 1.0), panchor=(0.5, 1.0),
+    )  # fmt: skip
     if scale.ticks is not None:
         bar.set_ticks(list(scale.ticks), labels=list(scale.ticks.values()))
     if bar.solids is not None:
