@@ -43,8 +43,15 @@ def throw(error: BaseException) -> object:
 
 @pytest.mark.parametrize(
     ("kind", "code"),
-    [(FoveateError, 1), (CaptureError, 1), (UsageError, 2), (PluginError, 3), (MissingDependencyError, 3)]
-    + [(StoreError, 4), (SampleError, 5)],
+    [
+        (FoveateError, 1),
+        (CaptureError, 1),
+        (UsageError, 2),
+        (PluginError, 3),
+        (MissingDependencyError, 3),
+        (StoreError, 4),
+        (SampleError, 5),
+    ],
 )
 def test_own_errors_end_in_message_remedy_and_code(
     kind: type[FoveateError], code: int, verb: types.SimpleNamespace

@@ -68,8 +68,7 @@ def foveate_checks():
 
 def test_checks_of_plugins_speak_and_may_break(install: Install) -> None:
     install("checks", CHECKS)
-    manager = Manager(p for p in Manager().records[0:0])  # none yet
-    assert list(doctor.plugin_checks(manager)) == []
+    assert list(doctor.plugin_checks(Manager([]))) == []
     found = list(doctor.plugin_checks(Manager()))
     assert Finding("checks", "disk", "warn", "nearly full", "tidy up") in found
     assert named(found, "raises").detail == "OSError: no disk"

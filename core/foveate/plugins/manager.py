@@ -228,5 +228,8 @@ def _in_words(error: BaseException) -> str:
 
 def _remedy(error: BaseException, plugin: Installed) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"pip install {error.name.partition('.')[0]}, or uninstall {plugin.distribution}"
+        package = error.name.partition(".")[0]
+        if package == plugin.module.partition(".")[0]:
+            return f"reinstall {plugin.distribution}: a part of it is not there"
+        return f"pip install {package}, or uninstall {plugin.distribution}"
     return f"upgrade or uninstall {plugin.distribution}, or leave it out through FOVEATE_PLUGINS"
