@@ -1,0 +1,185 @@
+"""From a softmax to the values it weighs: which softmax is attention, and what did the model do with it?
+
+The tap reports each softmax and the operations after it. Weights are followed by identity through casts,
+reshapes and inactive dropout. Ending in a matrix product makes them materialised attention; ending in a
+weighted sum of ``grid_sample`` results makes them deformable attention; ending in neither, no attention.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.capture.deformable import DeformableRecord, Level
+from foveate.capture.materialised import MaterialisedRecord
+from foveate.capture.records import Record
+
+CARRIERS: tuple[Callable[..., Any], ...] = (
+    Tensor.to,
+    Tensor.type_as,
+    Tensor.float,
+    Tensor.half,
+    Tensor.bfloat16,
+    Tensor.view,
+    Tensor.reshape,
+    Tensor.flatten,
+    Tensor.unflatten,
+    Tensor.transpose,
+    Tensor.permute,
+    Tensor.contiguous,
+    Tensor.unsqueeze,
+    Tensor.squeeze,
+    Tensor.expand,
+    Tensor.split,
+    torch.reshape,
+    torch.flatten,
+    torch.transpose,
+    torch.permute,
+    torch.unsqueeze,
+    torch.split,
+    F.dropout,
+    torch.dropout,
+)
+"""Operations after which the weights are still the weights."""
+
+MATRIX_PRODUCTS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__)
+PRODUCTS: tuple[Callable[..., Any], ...] = (*MATRIX_PRODUCTS, torch.einsum)
+
+
+@dataclass(eq=False)
+class Pending:
+    """A softmax on its way to its values."""
+
+    name: str
+    weights: Tensor
+    dim: int
+    heads: int
+    levels: list[Level] = field(default_factory=list)
+    aliases: list[int] = field(default_factory=list)
+    weighed: bool = False
+
+
+class Follower:
+    """Holds the softmaxes that have not met their values yet.
+
+    ``found`` receives finished records; ``unlinked`` the softmaxes that never met values, at the end.
+    """
+
+    def __init__(self, found: Callable[[Record], None], unlinked: Callable[[Record], None]) -> None:
+        self._found, self._unlinked = found, unlinked
+        self._pending: list[Pending] = []
+        # Identity is safe only while the tensor lives: ids are reused after it dies.
+        self._aliases: dict[int, tuple[weakref.ref[Tensor], Pending]] = {}
+
+    def start(self, name: str, weights: Tensor, dim: int, heads: int) -> None:
+        """A softmax was taken."""
+        pending = Pending(name, weights, dim, heads)
+        self._pending.append(pending)
+        self._remember(weights, pending)
+
+    def carry(self, args: tuple[Any, ...], out: Any) -> None:
+        """The weights changed their clothes."""
+        pending = self._find(args[:1])
+        if pending is not None:
+            for tensor in (out,) if isinstance(out, Tensor) else out:
+                self._remember(tensor, pending)
+
+    def multiply(self, func: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
+        """A matrix product or einsum: if its operand is weights, they are attention."""
+        operands = _operands(args)
+        pending = self._find(operands)
+        if pending is None or not isinstance(out, Tensor):
+            return
+        plain = func in MATRIX_PRODUCTS and self._find(operands[:1]) is pending
+        weights = pending.weights
+        plain = plain and operands[0].shape[-2:] == weights.shape[-2:]
+        product = (operands[0], operands[1], out) if plain else None
+        over_keys = pending.dim == weights.dim() - 1
+        self._forget(pending)
+        self._found(
+            MaterialisedRecord(
+                pending.name, weights, heads=pending.heads, product=product, linked=True, over_keys=over_keys
+            )
+        )
+
+    def sample(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """``F.grid_sample`` ran: it belongs to the latest softmax of the same module or of one around it."""
+        arguments = {**dict(zip(("input", "grid", "mode", "padding_mode", "align_corners"), args, strict=False))}
+        arguments.update(kwargs)
+        exact = arguments.get("mode", "bilinear") == "bilinear"
+        exact = exact and arguments.get("padding_mode", "zeros") == "zeros"
+        values, grid = arguments["input"], arguments["grid"]
+        for pending in reversed(self._pending):
+            if exact and values.dim() == 4 and _around(pending.name, name):
+                pending.levels.append(Level(values, grid, bool(arguments.get("align_corners"))))
+                return
+
+    def weigh(self, args: tuple[Any, ...], out: Any) -> None:
+        """A product by element: sampled values times weights."""
+        pending = self._find(args)
+        if pending is not None and pending.levels and isinstance(out, Tensor):
+            pending.weighed = True
+            self._remember(out, pending)
+
+    def weighed(self, args: tuple[Any, ...]) -> bool:
+        """Whether a sum over ``args`` may end a deformable call."""
+        pending = self._find(args[:1])
+        return pending is not None and pending.weighed
+
+    def add_up(self, args: tuple[Any, ...], out: Tensor) -> None:
+        """The weighted samples were summed: a deformable call is complete."""
+        pending = self._find(args[:1])
+        if pending is not None:
+            self._forget(pending)
+            self._found(DeformableRecord(pending.name, pending.weights, pending.levels, out))
+
+    def finish(self) -> None:
+        """The forward is over: what met no values is reported as unlinked."""
+        for pending in self._pending:
+            self._unlinked(_unfinished(pending))
+        self._pending.clear()
+        self._aliases.clear()
+
+    def _remember(self, tensor: Tensor, pending: Pending) -> None:
+        self._aliases[id(tensor)] = (weakref.ref(tensor), pending)
+        pending.aliases.append(id(tensor))
+
+    def _forget(self, pending: Pending) -> None:
+        self._pending.remove(pending)
+        for alias in pending.aliases:
+            if alias in self._aliases and self._aliases[alias][1] is pending:
+                del self._aliases[alias]
+
+    def _find(self, candidates: Iterable[Any]) -> Pending | None:
+        if not self._aliases:
+            return None
+        for tensor in candidates:
+            entry = self._aliases.get(id(tensor))
+            if entry is not None and entry[0]() is tensor:
+                return entry[1]
+        return None
+
+
+def _unfinished(pending: Pending) -> Record:
+    if pending.levels:
+        return DeformableRecord(pending.name, pending.weights, pending.levels)
+    over_keys = pending.dim == pending.weights.dim() - 1
+    return MaterialisedRecord(pending.name, pending.weights, heads=pending.heads, over_keys=over_keys)
+
+
+def _operands(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tensor operands of a matrix product or of ``einsum(equation, *operands)``."""
+    if args and isinstance(args[0], str):
+        rest = args[1:]
+        return tuple(rest[0]) if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
+    return args
+
+
+def _around(outer: str, inner: str) -> bool:
+    return outer == inner or inner.startswith(f"{outer}.") or outer == ""
