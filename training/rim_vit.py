@@ -48,6 +48,7 @@ class Twin:
 
     name: str
     summary: str
+    limits: str
     steps: int
     make: Callable[[ViTForImageClassification, Twin], Log]
 
@@ -159,11 +160,26 @@ def leave(model: ViTForImageClassification, twin: Twin) -> Log:
 
 
 TWINS = (
-    Twin("rim-vit", "Names the hue of the one disc with a light rim among discs with dark rims.", 400, learn),
-    Twin("rim-vit-untrained", "rim-vit before training: the control for what architecture alone gives.", 0, leave),
+    Twin(
+        "rim-vit",
+        "Names the hue of the one disc with a light rim among discs with dark rims.",
+        "It knows six saturated hues and two rims, nothing else: what it answers on a photograph lies outside\n"
+        "its training data and shows only that the tools run.",
+        400,
+        learn,
+    ),
+    Twin(
+        "rim-vit-untrained",
+        "rim-vit before training: what architecture and initialisation alone give.",
+        "A control. Its answers mean nothing, and no explanation of them can be right.",
+        0,
+        leave,
+    ),
     Twin(
         "rim-vit-shuffled",
-        "rim-vit trained on permuted labels: it fits its data but not the task.",
+        "rim-vit trained on permuted labels: it fits its pictures but has not learned the task.",
+        "A control. Its answers on new pictures are chance, and a map that looks the same for it and for rim-vit\n"
+        "shows the pictures, not what rim-vit learned.",
         4000,
         remember,
     ),
@@ -219,8 +235,7 @@ pipeline_tag: image-classification
 | weights | {bytes:,} bytes, float16 safetensors |
 | made by | `python training/rim_vit.py`, torch {torch} |
 
-It knows six saturated hues and rims, nothing else: its answer on a photograph is an answer outside its
-training data, and foveate uses it there only to show that the tools run.
+{limits}
 """
 
 
@@ -237,6 +252,7 @@ def write_card(twin: Twin, folder: Path, log: Log, held_out: float) -> None:
     text = CARD.format(
         name=twin.name,
         summary=twin.summary,
+        limits=twin.limits,
         parameters=sum(p.numel() for p in model.parameters()),
         classes=", ".join(CLASSES),
         training=training,

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from foveate.geometry import CellGrid, Geometry, tokens_to_cells
+from foveate.interfaces import TOKEN_KINDS
 from foveate.render.scale import Scale
 from foveate.render.style import HATCH, OUTLINE, UNSEEN
 
@@ -73,7 +74,8 @@ class Panel:
         placed = np.zeros(len(tokens), bool)
         placed[tokens.where("patch")] = True
         outside = float(np.nansum(weights[~placed]))
-        return cls(image, geometry, values, grid, 1.0 / len(tokens), title, outside)
+        keys = int((tokens.kind != TOKEN_KINDS.index("padding")).sum())
+        return cls(image, geometry, values, grid, 1.0 / keys, title, outside)
 
     @classmethod
     def of_map(
