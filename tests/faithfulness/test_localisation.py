@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from foveate.faithfulness.localisation import LOCALISATION, localisation, mask_share
+from foveate.attribution.reference import mask_share
+from foveate.faithfulness.localisation import LOCALISATION, localisation
 from foveate.geometry import CellGrid, Geometry
 
 PATCH = 4

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveate.geometry import CellGrid, Geometry, regrid
 from foveate.stats.ranks import tie_spans
 
 if TYPE_CHECKING:
@@ -25,20 +24,11 @@ LOCALISATION = ("pointing", "roc_auc", "rank_accuracy", "mass_accuracy", "area_s
 """What :func:`localisation` returns, in order. The last is the mask's share of the area: chance level."""
 
 
-def mask_share(mask: NDArray[np.bool_], geometry: Geometry, cells: CellGrid) -> NDArray[np.float64]:
-    """Share of each cell that the mask covers, float64 ``(rows, columns)`` in [0, 1].
-
-    ``mask`` is over pixels of the original image, ``cells`` in pixels of the model's input. Cells that
-    show nothing of the image (padding) are NaN.
-    """
-    pixels = CellGrid.regular(*mask.shape, height=mask.shape[0], width=mask.shape[1])
-    return regrid(mask.astype(np.float64), pixels, geometry.grid_to_original(cells), reduce="mean")
-
-
 def localisation(values: ArrayLike, share: ArrayLike, area: ArrayLike) -> NDArray[np.float64]:
     """All scores of :data:`LOCALISATION` for maps ``(..., cell)``, float64 ``(..., 5)``.
 
-    ``share`` (cell,) is the part of each cell under the mask and ``area`` (cell,) its size. NaN cells of
+    ``share`` (cell,) is the part of each cell under the mask
+    (:func:`foveate.attribution.reference.mask_share`) and ``area`` (cell,) its size. NaN cells of
     map or share do not count. All NaN where the mask covers nothing or everything that counts.
     """
     maps = np.atleast_2d(np.asarray(values, dtype=np.float64))

@@ -28,17 +28,11 @@ def to_cells(values: ArrayLike, grid: CellGrid, cells: CellGrid) -> NDArray[np.f
     """Maps ``(target, [frame,] y, x)`` on ``grid`` as values of the model's cells, ``(target, cell)``.
 
     Both grids are in pixels of the model's input. Frames of a clip follow each other along ``cell``.
-    Area-weighted means; NaN where the map says nothing. Raises UsageError where it says nothing anywhere.
+    Area-weighted means; NaN where the map says nothing.
     """
     array = np.asarray(values, dtype=np.float64)
     pooled = array if grid == cells else regrid(array, grid, cells, reduce="mean")
     flat = pooled.reshape(len(pooled), -1)
-    empty = np.flatnonzero(~np.isfinite(flat).any(axis=1))
-    if empty.size:
-        raise UsageError(
-            f"maps of rows {empty.tolist()[:5]} hold no finite value on the model's {cells.shape} cells",
-            remedy="check the map's grid: it must be in pixels of the model's input",
-        )
     return np.where(np.isfinite(flat), flat, np.nan)
 
 

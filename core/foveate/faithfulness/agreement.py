@@ -1,0 +1,81 @@
+"""How much each method agrees with Captum's maps, beyond what any two images' maps have in common.
+
+Agreement is not faithfulness: two methods can share a mistake, and a method that follows the model closely
+may be the one that disagrees. So this is a column beside the ranking, never the ranking, and it stands
+between two ceilings: how much Captum's methods agree with each other, and how much a sampled method agrees
+with itself under another seed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from foveate.stats.agreement import SPEARMAN, TOP_OVERLAP, agreement
+from foveate.stats.intervals import Interval, bootstrap_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+MEASURES = (SPEARMAN, TOP_OVERLAP)
+
+
+def captum_agreement(
+    maps: Mapping[str, NDArray[np.float64]], captum: Sequence[str], samples: Sequence[str], *, seed: int = 0
+) -> xr.Dataset:
+    """Agreement of every method with every Captum method.
+
+    ``maps`` holds values on the model's cells, ``(sample, target, cell)``, NaN where a map is missing.
+    Returns ``own`` and ``null`` ``(measure, method, captum, sample)``, means over targets: the agreement on
+    one image, and the mean agreement across different images. A method beside itself is NaN.
+    """
+    shape = (len(MEASURES), len(maps), len(captum), len(samples))
+    own, null = np.full(shape, np.nan), np.full(shape, np.nan)
+    for m, measure in enumerate(MEASURES):
+        for i, (name, a) in enumerate(maps.items()):
+            for j, other in enumerate(captum):
+                if name != other:
+                    pairs = [agreement(a[:, t], maps[other][:, t], measure, seed=seed) for t in range(a.shape[1])]
+                    own[m, i, j] = _mean([pair.own for pair in pairs])
+                    null[m, i, j] = _mean([pair.null for pair in pairs])
+    dims = ("measure", "method", "captum", "sample")
+    return xr.Dataset(
+        {"own": (dims, own), "null": (dims, null)},
+        coords={
+            "measure": [measure.name for measure in MEASURES],
+            "method": list(maps),
+            "captum": list(captum),
+            "id": ("sample", list(samples)),
+        },
+        attrs={
+            "ties": "expected value over random tie breaking",
+            "null": "same pair of methods, maps of different images",
+        },
+    )
+
+
+def excess(table: xr.Dataset, method: str, measure: str = "spearman", *, seed: int = 0) -> Interval:
+    """One method's agreement with Captum beyond the null, mean over Captum's methods, interval over images."""
+    return bootstrap_mean(_excess(table, measure).sel({"method": method}).mean("captum").values, seed=seed)
+
+
+def captum_ceiling(table: xr.Dataset, measure: str = "spearman", *, seed: int = 0) -> Interval:
+    """What Captum's methods reach among themselves, beyond the same null."""
+    among = _excess(table, measure).sel({"method": table["captum"].values})
+    return bootstrap_mean(among.mean(["method", "captum"]).values, seed=seed)
+
+
+def _excess(table: xr.Dataset, measure: str) -> xr.DataArray:
+    return (table["own"] - table["null"]).sel(measure=measure)
+
+
+def _mean(columns: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Mean over targets that exist, (sample,)."""
+    table = np.stack(columns)
+    known = np.isfinite(table)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, table, 0.0).sum(axis=0) / known.sum(axis=0))
