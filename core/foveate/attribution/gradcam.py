@@ -73,7 +73,7 @@ class GradCam(Attribution):
         }
         return AttributionMap(self.name, np.concatenate(parts), grid, signed=not self.relu, info=info)
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """One forward and one backward pass."""
         return Cost(1, 1)
 

@@ -22,10 +22,12 @@ from foveate.attribution.pixels import Cost, PixelMethod, Pixels, in_blocks, rep
 from foveate.attribution.pooling import Pooling
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from foveate.attribution.objective import Objective
 
 RELATIVE_DELTA = 0.05
-"""Completeness error of integrated gradients, relative to the change explained, above which it has not converged."""
+"""Largest completeness error of converged integrated gradients, relative to the change of the score."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Saliency(PixelMethod):
         (values,) = in_blocks(objective, _saliency)
         return Pixels(values[None])
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """One forward and one backward pass."""
         return Cost(1, 1)
 
@@ -70,7 +72,7 @@ class InputXGradient(PixelMethod):
         (values,) = in_blocks(objective, explain)
         return Pixels(values[None])
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """One forward and one backward pass."""
         return Cost(1, 1)
 
@@ -104,7 +106,7 @@ class IntegratedGradients(PixelMethod):
         rows = {"delta": _numpy(delta), "relative_delta": relative}
         return Pixels(values[None], rows, relative <= RELATIVE_DELTA)
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """A forward and a backward pass a step, and a forward pass at each end for the delta."""
         return Cost(self.n_steps + 2, self.n_steps)
 
@@ -144,14 +146,14 @@ class GradientShap(PixelMethod):
         """Captum's GradientShap, row by row under the row's own seed."""
         return Pixels(repeated(objective, self._draw, seed=seed, repeats=self.repeats))
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """A forward and a backward pass a sample and seed."""
         return Cost(self.n_samples * self.repeats, self.n_samples * self.repeats)
 
     def _draw(self, row: Objective) -> torch.Tensor:
         # Captum hands all samples to the model at once; here they go block by block where memory is short.
         baseline, noise = make_baseline(self.baseline, row), noise_level(row, self.noise)
-        parts = []
+        parts: list[torch.Tensor] = []
         sizes = block_sizes(self.n_samples, row.rows(grad=True))
         for size in sizes:
             forward, arguments = row.captum()
@@ -159,7 +161,9 @@ class GradientShap(PixelMethod):
             parts.append(shap.attribute(**arguments, baselines=baseline, n_samples=size, stdevs=noise))
         if len(parts) == 1:
             return parts[0]  # to the bit what one Captum call gives
-        return sum(size / self.n_samples * part for size, part in zip(sizes, parts, strict=True))
+        shares = torch.tensor(sizes).to(row.inputs) / self.n_samples
+        mean: torch.Tensor = torch.tensordot(shares, torch.stack(parts), dims=1)
+        return mean
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class SmoothGrad(PixelMethod):
         """Captum's NoiseTunnel, row by row under the row's own seed."""
         return Pixels(repeated(objective, self._draw, seed=seed, repeats=self.repeats))
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """A forward and a backward pass a noisy copy and seed."""
         return Cost(self.n_samples * self.repeats, self.n_samples * self.repeats)
 
@@ -227,7 +231,7 @@ class SmoothIG(SmoothGrad):
     n_steps: int = 16
     baseline: Baseline = "zero"
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """A forward and a backward pass a step, noisy copy and seed."""
         passes = self.n_samples * self.n_steps * self.repeats
         return Cost(passes, passes)
@@ -254,7 +258,7 @@ class SmoothIGAbs(SmoothIG):
     pooling: Pooling = "abs"
 
 
-def relative_delta(delta: torch.Tensor, values: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+def relative_delta(delta: torch.Tensor, values: torch.Tensor) -> NDArray[np.float64]:
     """Completeness error relative to the change of the score, ``(target,)``.
 
     Where the score hardly changes between baseline and image, large positive and negative parts cancel and
@@ -263,7 +267,8 @@ def relative_delta(delta: torch.Tensor, values: torch.Tensor) -> np.ndarray[Any,
     flat, error = _numpy(values).reshape(len(values), -1), _numpy(delta)
     change = np.abs(flat.sum(1) - error)  # Captum: delta = sum - (f(x) - f(b))
     explained = np.maximum(change, 0.01 * np.abs(flat).sum(1))
-    return np.abs(error) / np.maximum(explained, np.finfo(np.float32).tiny)
+    relative: NDArray[np.float64] = np.abs(error) / np.maximum(explained, np.finfo(np.float32).tiny)
+    return relative
 
 
 def noise_level(row: Objective, share: float) -> float:
@@ -281,5 +286,5 @@ def _saliency(block: Objective) -> tuple[torch.Tensor]:
     return (CaptumSaliency(forward).attribute(**arguments, abs=False),)
 
 
-def _numpy(values: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return values.detach().double().cpu().numpy()
+def _numpy(values: torch.Tensor) -> NDArray[np.float64]:
+    return np.asarray(values.detach().double().cpu().numpy(), dtype=np.float64)

@@ -71,7 +71,8 @@ class Objective:
         if torch.is_grad_enabled():
             return self._score(x, index)
         size = self.rows(grad=False)
-        return torch.cat([self._score(*block) for block in zip(x.split(size), index.split(size), strict=True)])
+        starts = range(0, len(x), size)
+        return torch.cat([self._score(x[i : i + size], index[i : i + size]) for i in starts])
 
     def rows(self, *, grad: bool) -> int:
         """How many rows one pass takes: what the caller fixed, or what the memory budget allows."""

@@ -9,6 +9,7 @@ Values are changes of the score (ablation) or coefficients (SHAP, LIME) a cell, 
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -48,9 +49,9 @@ class FeatureAblation(CellMethod):
         (values,) = in_blocks(objective, self._explain)
         return Pixels(values[None])
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """One forward pass a cell and one for the whole image."""
-        return Cost(cells + 1)
+        return Cost(math.prod(shape) + 1)
 
     def _explain(self, block: Objective) -> tuple[torch.Tensor]:
         forward, arguments = block.captum()
@@ -82,9 +83,10 @@ class Occlusion(CellMethod):
         (values,) = in_blocks(objective, self._explain)
         return Pixels(values[None])
 
-    def cost(self, cells: int) -> Cost:
-        """One forward pass a window position (about one a stride squared) and one for the whole image."""
-        return Cost(int(np.ceil(cells / self.stride**2)) + 1)
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """One forward pass a window position and one for the whole image."""
+        sides = [max(0, math.ceil((side - self.window) / self.stride)) + 1 for side in shape[-2:]]
+        return Cost(math.prod((*shape[:-2], *sides)) + 1)
 
     def _explain(self, block: Objective) -> tuple[torch.Tensor]:
         forward, arguments = block.captum()
@@ -122,9 +124,9 @@ class SampledMethod(CellMethod):
             )
         return Pixels(repeated(objective, self._draw, seed=seed, repeats=self.repeats))
 
-    def cost(self, cells: int) -> Cost:
+    def cost(self, shape: tuple[int, ...]) -> Cost:
         """``evaluations_per_patch`` forward passes a cell and seed."""
-        return Cost(self.samples(cells) * self.repeats)
+        return Cost(self.samples(math.prod(shape)) * self.repeats)
 
     def samples(self, cells: int) -> int:
         """Subsets that one fit sees."""

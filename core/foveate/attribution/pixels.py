@@ -7,6 +7,7 @@ Keeping the two apart lets a study compute once and pool twice, and lets anybody
 from __future__ import annotations
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -70,8 +71,8 @@ class PixelMethod(Attribution):
         """Attributions of every target row of ``objective``, as Captum gives them."""
 
     @abstractmethod
-    def cost(self, cells: int) -> Cost:
-        """Evaluations for one target row over ``cells`` cells."""
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """Evaluations for one target row whose map has ``shape`` ``([frame,] row, column)``."""
 
     def attribute(
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
@@ -101,8 +102,8 @@ class PixelMethod(Attribution):
 
     def record(self, grid: CellGrid, objective: Objective) -> dict[str, Any]:
         """What fixes the result, for the map's ``info``: every option, the scale and the price."""
-        cells = grid.shape[0] * grid.shape[1]
-        cost = self.cost(cells)
+        shape = (*objective.inputs.shape[1:-3], *grid.shape)
+        cost = self.cost(shape)
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
             **options,
@@ -112,7 +113,7 @@ class PixelMethod(Attribution):
             "rows_per_pass": objective.rows(grad=cost.backward > 0),
             "forward_passes": cost.forward,
             "backward_passes": cost.backward,
-            "evaluations_per_patch": cost.forward / cells,
+            "evaluations_per_patch": cost.forward / math.prod(shape),
         }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from scipy.ndimage import sobel
+from scipy.ndimage import correlate1d
 
 from foveate.attribution.appearance import seen_rgb
 from foveate.attribution.pooling import pixel_grid
@@ -179,7 +179,11 @@ def random_maps(
 def edge_strength(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sobel magnitude of brightness, ``(..., channel, y, x)`` in [0, 1] to ``(..., y, x)``, per pixel."""
     luma = np.tensordot(np.moveaxis(rgb, -3, -1), LUMA, axes=1)
-    return np.asarray(np.hypot(sobel(luma, axis=-2), sobel(luma, axis=-1)) / 8.0)
+    # Not scipy's sobel(): that smooths along every other axis, samples and frames included.
+    slope, smooth = [-0.5, 0.0, 0.5], [0.25, 0.5, 0.25]
+    dy = correlate1d(correlate1d(luma, slope, axis=-2), smooth, axis=-1)
+    dx = correlate1d(correlate1d(luma, slope, axis=-1), smooth, axis=-2)
+    return np.asarray(np.hypot(dy, dx))
 
 
 def mask_share(mask: NDArray[np.bool_], geometry: Geometry, grid: CellGrid) -> NDArray[np.float64]:
