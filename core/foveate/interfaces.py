@@ -139,6 +139,16 @@ class TokenAxis:
 
         return np.flatnonzero(self.kind == TOKEN_KINDS.index(kind))
 
+    def take(self, index: Sequence[int]) -> TokenAxis:
+        """The tokens at some positions, in that order."""
+        import numpy as np
+
+        chosen = np.asarray(index, dtype=np.intp)
+        kept = {
+            name: getattr(self, name)[chosen] for name in ("kind", "y", "x", "height", "width", "level", "frame")
+        }
+        return replace(self, **kept, label=None if self.label is None else tuple(self.label[i] for i in chosen))
+
     @classmethod
     def of_kind(cls, kind: str, count: int, *, label: tuple[str, ...] | None = None) -> TokenAxis:
         """``count`` tokens of one kind without a place in the picture."""

@@ -1,0 +1,95 @@
+"""Which call belongs to which declared site: records are matched by owner, counted, and none may be missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from foveate.capture.owners import Owners, nearest
+from foveate.capture.records import Shape
+from foveate.errors import CaptureError
+from foveate.interfaces import AttentionSource, CallKey, Site
+
+
+class Claims:
+    """Sites of a source by module path. A call inside a declared module, however deep, is that site's call."""
+
+    def __init__(self, source: AttentionSource) -> None:
+        self._source = source
+        self._layers: dict[str, tuple[Site, int]] = {}
+        self._seen: Counter[tuple[str, int]] = Counter()
+        self.undeclared: Counter[str] = Counter()
+        owners = Owners(source.module)
+        for site in source.sites:
+            for path, layer in site.modules.items():
+                self._layers[owners.path_of(path)] = (site, layer)
+
+    def find(self, name: str) -> tuple[Site, int] | None:
+        """Site and layer that declare a module, or None."""
+        path = nearest(name, self._layers)
+        return None if path is None else self._layers[path]
+
+    def heads(self, name: str) -> int | None:
+        """Declared heads of a module."""
+        found = self.find(name)
+        return None if found is None else found[0].heads
+
+    def ignored(self, name: str) -> str | None:
+        """The source's reason to ignore a module, or None."""
+        for pattern, reason in self._source.ignored.items():
+            if name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])):
+                return reason
+        return None
+
+    def take(self, name: str, shape: Shape) -> CallKey | None:
+        """Claim one call; None (and a note in :attr:`undeclared`) where no site declares its module."""
+        found = self.find(name)
+        if found is None:
+            if self.ignored(name) is None:
+                self.undeclared[name] += 1
+            return None
+        site, layer = found
+        if shape.heads != site.heads:
+            raise CaptureError(
+                f"capture: {site.id} layer {layer} ({name}) is declared with {site.heads} heads "
+                f"but ran with {shape.heads}",
+                remedy="correct Site.heads in the source",
+            )
+        number = self._seen[site.id, layer]
+        self._seen[site.id, layer] += 1
+        return CallKey(site.id, layer, number)
+
+    def require(self, needed: Iterable[Site]) -> None:
+        """Raise CaptureError unless every layer of ``needed`` ran, and no other site ran in part."""
+        needed_ids = {site.id for site in needed}
+        missing = {}
+        for site in self._source.sites:
+            absent = [layer for layer in site.layers if not self._seen[site.id, layer]]
+            if absent and (site.id in needed_ids or len(absent) < len(site.layers)):
+                missing[site.id] = absent
+        if missing:
+            raise CaptureError(self._complaint(missing), remedy=_REMEDY)
+
+    def _complaint(self, missing: dict[str, list[int]]) -> str:
+        lines = []
+        for site in self._source.sites:
+            if site.id in missing:
+                absent = missing[site.id]
+                paths = [path for path, layer in site.modules.items() if layer in absent]
+                lines.append(f"{site.id}: no attention seen in layers {absent}, expected in {_some(paths)}")
+        seen = [f"{site} layer {layer}" for site, layer in self._seen if self._seen[site, layer]]
+        lines.append(f"seen: {_some(seen) or 'no declared layer'}")
+        if self.undeclared:
+            lines.append(f"seen in undeclared modules: {_some(list(self.undeclared))}")
+        return "capture: missed attention\n  " + "\n  ".join(lines)
+
+
+_REMEDY = (
+    "check the module paths of the site; attention that runs on other threads (DataParallel), in a "
+    "compiled graph or in flash-attn, xformers or flex kernels cannot be seen: use the plain model with SDPA"
+)
+
+
+def _some(items: list[str], limit: int = 8) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

@@ -1,0 +1,207 @@
+"""Capture: one forward, and of each site exactly the rows and reductions that the plan asks for.
+
+A record is reduced the moment its call is complete and then let go, so that no q, k or v outlives its layer.
+Only rows that depend on the answer (matched objects, tracks) wait for it, with q and k held until then.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.capture.certificate import Certificate, check_record
+from foveate.capture.forward import tapped_forward
+from foveate.capture.labels import call_labels, split_leading
+from foveate.capture.plan import SiteJob, site_jobs
+from foveate.capture.records import Check, Record, Shape
+from foveate.capture.reductions import reduce_rows
+from foveate.capture.selection import Selection
+from foveate.capture.tap import quiet
+from foveate.errors import CaptureError, UsageError
+from foveate.interfaces import (
+    AttentionSource,
+    Batch,
+    CallKey,
+    CallLabels,
+    CapturePlan,
+    Outputs,
+    Readout,
+    Site,
+    TokenAxis,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteCapture:
+    """What was kept of one site.
+
+    ``arrays`` are float32 (``topk_index`` int32), leading axes (sample, *site.group):
+
+    - ``attention`` (..., layer, head, query, key), over the rows kept (head has size 1 for ``heads="mean"``)
+    - ``entropy`` (..., layer, head, token) in nats and ``topk_value``, ``topk_index`` (..., layer, head,
+      token, rank), over the whole query axis
+    - ``received`` (..., layer, head, key), mean over the whole query axis
+    - ``head_mean`` (..., layer, token, key), the whole query axis
+
+    ``query`` labels the rows kept, ``token`` the whole query axis. ``query_index`` holds the positions kept, -1
+    for a weighted readout row; ``rule`` says in words what was chosen.
+    """
+
+    site: str
+    layers: tuple[int, ...]
+    query: TokenAxis
+    token: TokenAxis
+    key: TokenAxis
+    query_index: tuple[int, ...]
+    rule: str
+    arrays: Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """One captured batch: the model's own outputs, what was kept, and the proof that it is exact."""
+
+    outputs: Outputs
+    sites: Mapping[str, SiteCapture]
+    certificate: Certificate
+
+
+def capture_batch(source: AttentionSource, batch: Batch, plan: CapturePlan) -> Captured:
+    """Run the source's forward once and keep what ``plan`` asks for.
+
+    Raises UsageError for sites, layers, rows or reductions that do not exist, and CaptureError where a
+    layer was missed, rows do not reproduce the model's output, or the source's labels do not fit.
+    """
+    collector = _Collector(site_jobs(source, plan), source.fixed_readout(batch))
+    needed = [job.site for job in collector.jobs.values()]
+    with torch.no_grad():
+        outputs, claims = tapped_forward(source, batch, collector.take, needed=needed)
+    certificate = Certificate(collector.checks, dict(claims.undeclared))
+    certificate.require()
+    with quiet():
+        collector.finish(source, batch, outputs)
+        sites = {site_id: _assemble(part, source, batch, outputs) for site_id, part in collector.parts.items()}
+    return Captured(outputs, sites, certificate)
+
+
+@dataclass(eq=False)
+class _Part:
+    """One site on its way: arrays of each call, ``(batch, ...)``, and the records that wait."""
+
+    job: SiteJob
+    selection: Selection | None
+    shapes: dict[CallKey, Shape] = field(default_factory=dict)
+    arrays: dict[CallKey, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    waiting: dict[CallKey, Record] = field(default_factory=dict)
+
+
+class _Collector:
+    """Reduces records as they come, or holds what cannot be decided before the answer is known."""
+
+    def __init__(self, jobs: Mapping[str, SiteJob], fixed: Mapping[str, Readout]) -> None:
+        self.jobs = jobs
+        self.checks: dict[CallKey, Check] = {}
+        self.parts = {site_id: _Part(job, job.selection(fixed)) for site_id, job in jobs.items()}
+
+    def take(self, call: CallKey, record: Record) -> None:
+        """Check one call and keep of it what the plan wants."""
+        self.checks[call] = check_record(record)
+        part = self.parts.get(call.site)
+        if part is None or call.layer not in part.job.layers:
+            return
+        part.shapes[call] = record.shape
+        found = reduce_rows(record, part.job.folds, topk=part.job.plan.topk)
+        part.arrays[call] = {name: array.cpu() for name, array in found.items()}
+        if part.selection is not None and part.selection.ready(record):
+            self._keep(part, call, record, None)
+        else:
+            part.waiting[call] = record.light()
+
+    def finish(self, source: AttentionSource, batch: Batch, outputs: Outputs) -> None:
+        """Take the rows that waited for the answer."""
+        waiting = [part for part in self.parts.values() if part.waiting]
+        readouts = source.readout(batch, outputs) if waiting else {}
+        for part in waiting:
+            part.selection = part.selection or part.job.selection(readouts) or Selection("none")
+            for call, record in part.waiting.items():
+                self._keep(part, call, record, call_labels(source, call, batch, outputs, record.shape))
+            part.waiting.clear()
+
+    @staticmethod
+    def _keep(part: _Part, call: CallKey, record: Record, labels: CallLabels | None) -> None:
+        selection = part.selection
+        if selection is None or not selection.query_index:
+            return
+        if max(selection.query_index) >= record.shape.queries or min(selection.index, default=0) < 0:
+            raise UsageError(
+                f"capture plan: {call.site} has queries 0 to {record.shape.queries - 1}, "
+                f"not {list(selection.query_index)}"
+            )
+        part.arrays[call]["attention"] = selection.take(record, labels).float().cpu()
+
+
+def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outputs) -> SiteCapture:
+    """Name and stack one site's calls."""
+    site = part.job.site
+    labels = {call: call_labels(source, call, batch, outputs, shape) for call, shape in part.shapes.items()}
+    first = labels[min(labels)]
+    rows = part.arrays[min(labels)].get("attention")
+    index = tuple(range(len(first.query))) if part.job.plan.rows == "all" else ()
+    selection = part.selection
+    if selection is not None and rows is not None and part.job.plan.rows != "all":
+        index = selection.query_index
+    arrays = {}
+    for name in part.arrays[min(labels)]:
+        stacked = _stack({call: part.arrays[call][name] for call in labels}, labels, site)
+        if name == "attention" and part.job.plan.heads == "mean":
+            stacked = stacked.mean(-3, keepdim=True)
+        arrays[name] = stacked.numpy()
+    rule = "all" if part.job.plan.rows == "all" else selection.rule if selection and index else "none"
+    return SiteCapture(
+        site.id, part.job.layers, _kept_axis(first.query, index), first.query, first.key, index, rule, arrays
+    )
+
+
+def _stack(arrays: Mapping[CallKey, Tensor], labels: Mapping[CallKey, CallLabels], site: Site) -> Tensor:
+    """Calls ``(batch, ...)`` as ``(sample, *group, layer, ...)``; repeated calls lie along the first group
+    axis that the calls themselves lack (a tracker that runs once a frame).
+    """
+    layers = sorted({call.layer for call in arrays})
+    stacks = []
+    for layer in layers:
+        calls = sorted(call for call in arrays if call.layer == layer)
+        inner = {name for name, _ in labels[calls[0]].leading}
+        outer = [name for name in site.group if name not in inner]
+        order = ["sample", *(name for name in site.group if name in inner)]
+        if set(order) != inner or len(outer) != (1 if len(calls) > 1 else len(outer)) or len(outer) > 1:
+            raise CaptureError(
+                f"{site.id} layer {layer}: ran {len(calls)} times with leading axes {sorted(inner)}, "
+                f"but the site declares the group {site.group}",
+                remedy="declare in Site.group each axis besides sample, one of them for repeated calls",
+            )
+        parts = [split_leading(arrays[call], labels[call], order) for call in calls]
+        stacks.append(_along(parts, 1 + site.group.index(outer[0])) if outer else parts[0])
+    return torch.stack(stacks, 1 + len(site.group))
+
+
+def _along(parts: list[Tensor], axis: int) -> Tensor:
+    """Repeated calls side by side; they must be of one size."""
+    if len({part.shape for part in parts}) > 1:
+        raise CaptureError(
+            f"capture: repeated calls differ in size: {sorted({tuple(part.shape) for part in parts})}",
+            remedy="declare one site for each size",
+        )
+    return torch.stack(parts, axis)
+
+
+def _kept_axis(queries: TokenAxis, index: tuple[int, ...]) -> TokenAxis:
+    """Labels of the rows kept; a weighted row is a token of kind ``readout``."""
+    if index == (-1,):
+        return TokenAxis.of_kind("readout", 1)
+    return queries.take(index)
