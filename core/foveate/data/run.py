@@ -199,9 +199,8 @@ class Run:
                 f"{self.path}: group {group} cannot be read ({error})",
                 remedy="foveate validate says what is wrong",
             ) from None
-        return dataset.assign_coords(
-            {name: dataset[name].astype(object) for name in dataset.coords if dataset[name].dtype.kind == "T"}
-        )
+        text = [name for name, variable in dataset.variables.items() if variable.dtype.kind == "T"]
+        return dataset.assign({name: dataset[name].astype(object) for name in text})
 
     def _labelled(self, dataset: xr.Dataset) -> xr.Dataset:
         whole = dataset.sizes.get("sample") == len(self)

@@ -99,6 +99,17 @@ def _as_stored(block: NDArray[Any], dtype: str) -> NDArray[Any]:
     return np.asarray(block).astype(STRING if dtype == "string" else dtype)
 
 
+def stored_specs(store: Path, names: Iterable[str]) -> list[ArraySpec]:
+    """The arrays of a store as they were allocated."""
+    root = zarr.open_group(store, mode="r", use_consolidated=False)
+    return [_stored_spec(name, _array(root, name)) for name in names]
+
+
+def _stored_spec(name: str, array: Any) -> ArraySpec:
+    dtype = "string" if np.dtype(array.dtype).kind in "TO" else str(np.dtype(array.dtype).name)
+    return ArraySpec(name, tuple(array.metadata.dimension_names), tuple(array.shape), dtype)
+
+
 def empty_block(spec: ArraySpec, count: int) -> NDArray[Any]:
     """``count`` samples of one array where nothing is known: NaN, -1 (indices), False or an empty string."""
     dtype: Any = object if spec.dtype == "string" else spec.dtype

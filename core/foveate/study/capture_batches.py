@@ -1,0 +1,249 @@
+"""One model batch of a capture: decode, encode, forward under the tap, and one result a sample.
+
+A bad sample never takes its neighbours with it: where a batch fails it is done again one by one, and what
+fails alone is recorded with its reason. Errors that are about the model or the plugin, not about a sample,
+end the run.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foveate.data.labels import VARIABLES, as_index, same_tokens, token_coordinates
+from foveate.data.manifest import Manifest
+from foveate.data.records import FAILED, OK, SampleRecord, judge
+from foveate.data.schema import plain
+from foveate.errors import FoveateError, SampleError
+from foveate.geometry import CellGrid
+from foveate.interfaces import AttentionSource, Batch, CapturePlan, Sample, Site, Target, TokenAxis
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveate.capture.engine import Captured, SiteCapture
+    from foveate.data.labels import Coordinate
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """What became of one sample: its record and, where it succeeded, its arrays by path, without ``sample``."""
+
+    record: SampleRecord
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteFrame:
+    """What all samples of a run share at one site: dims of every array, and its coordinates' sources."""
+
+    site: Site
+    layers: tuple[int, ...]
+    query: TokenAxis
+    token: TokenAxis
+    key: TokenAxis
+    query_index: tuple[int, ...]
+    rule: str
+    dims: Mapping[str, tuple[str, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What the site's group says of itself."""
+        site = self.site
+        told = {name: getattr(site, name) for name in ("kind", "form", "normalised_over", "summary", "masks")}
+        streams = {"query_stream": site.query, "key_stream": site.key}
+        return {**told, **streams, "modules": site.modules, "rows": self.rule, "model_heads": site.heads}
+
+    def coordinates(self, ids: Sequence[str]) -> dict[str, Coordinate]:
+        """Labels of every axis that occurs."""
+        used = {
+            dim: size for name in self.dims for dim, size in zip(self.dims[name], self.shapes[name], strict=True)
+        }
+        coordinates = {"sample": as_index("sample", ids), "layer": as_index("layer", self.layers)}
+        if "head" in used:
+            # One entry where the model has more is their mean: no head of the model, hence -1.
+            averaged = used["head"] == 1 and self.site.heads > 1
+            coordinates["head"] = as_index("head", [-1] if averaged else range(used["head"]))
+        for axis, tokens in (("query", self.query), ("token", self.token), ("key", self.key)):
+            if axis in used:
+                coordinates |= token_coordinates(axis, tokens)
+        if "query" in used:
+            position = as_index("query", self.query_index)
+            told = {"long_name": "position of the kept row, -1 for the weighted readout row"}
+            coordinates["query_index"] = type(position)(("query",), position.values, told)
+        return coordinates
+
+
+class BatchCapture:
+    """Captures batches of a manifest's samples with one source and plan.
+
+    After the first success ``frames`` (by site) and ``cells`` hold what every sample shares; a sample that
+    does not fit them fails. ``certificate`` gathers the worst errors seen.
+    """
+
+    def __init__(
+        self,
+        source: AttentionSource,
+        manifest: Manifest,
+        plan: CapturePlan,
+        *,
+        target: Target | None = None,
+        top: int = 5,
+    ) -> None:
+        self.source, self.manifest, self.plan, self.target, self.top = source, manifest, plan, target, top
+        self.frames: dict[str, SiteFrame] = {}
+        self.cells: CellGrid | None = None
+        self.certificate: dict[str, Any] = {}
+
+    def run(self, positions: Sequence[int]) -> dict[int, SampleResult]:
+        """Results of the samples at ``positions``. Raises only what is not about a sample."""
+        results: dict[int, SampleResult] = {}
+        loaded: dict[int, Sample] = {}
+        for position in positions:
+            try:
+                loaded[position] = self.manifest.load(position)
+            except SampleError as error:
+                results[position] = failed(error)
+        return results | self._together(loaded)
+
+    def _together(self, loaded: Mapping[int, Sample]) -> dict[int, SampleResult]:
+        if not loaded:
+            return {}
+        try:
+            captured = self._capture(list(loaded.values()))
+            return dict(zip(loaded, captured, strict=True))
+        except Exception as error:
+            if not _about_a_sample(error):
+                raise
+            if len(loaded) == 1:
+                return {position: failed(error, sample) for position, sample in loaded.items()}
+        _free_memory()
+        return {p: result for p, sample in loaded.items() for p, result in self._together({p: sample}).items()}
+
+    def _capture(self, samples: Sequence[Sample]) -> list[SampleResult]:
+        from foveate.capture.engine import capture_batch
+
+        batch = self.source.encode(samples)
+        captured = capture_batch(self.source, batch, self.plan)
+        self._learn(captured, batch)
+        self._remember(captured.certificate)
+        records = self._records(samples, batch, captured.outputs)
+        arrays = self._arrays(captured)
+        return [self._result(i, records[i], arrays) for i in range(len(samples))]
+
+    def _learn(self, captured: Captured, batch: Batch) -> None:
+        """Take the shared labels from the first batch; any later one must agree."""
+        frames = {name: _frame(self.source, site) for name, site in captured.sites.items()}
+        cells = _cells(self.source, batch)
+        if not self.frames:
+            self.frames, self.cells = frames, cells
+        for name, frame in frames.items():
+            _check_same(name, self.frames[name], frame)
+
+    def _remember(self, certificate: Any) -> None:
+        """Keep the worst value of every error; the other facts of the last batch."""
+        for name, value in plain(certificate.summary()).items():
+            before = self.certificate.get(name)
+            worse = isinstance(value, float) and isinstance(before, float) and before > value
+            self.certificate[name] = before if worse else value
+
+    def _records(self, samples: Sequence[Sample], batch: Batch, outputs: Any) -> list[SampleRecord]:
+        predictions = self.source.predictions(outputs, batch)
+        targets = self._targets(outputs, batch)
+        return [
+            SampleRecord(
+                OK,
+                notes=str(sample.columns.get("notes", "")),
+                sha256=sample.sha256,
+                geometry=batch.geometry[i],
+                predictions=tuple(predictions[i][: self.top]),
+                correct=judge(predictions[i], sample.columns.get("label")),
+                target_label=targets.get(i, ("", 0.0))[0],
+                target_score=targets.get(i, ("", float("nan")))[1],
+            )
+            for i, sample in enumerate(samples)
+        ]
+
+    def _targets(self, outputs: Any, batch: Batch) -> dict[int, tuple[str, float]]:
+        """Label and score of the first explained number of each sample, where a target was asked for."""
+        if self.target is None:
+            return {}
+        bound = self.source.bind(outputs, batch, self.target)
+        scores = self.source.score(outputs, batch, bound).detach().float().tolist()
+        rows = list(zip(bound.rows, scores, strict=True))
+        return {row.sample: (row.label, score) for row, score in reversed(rows)}
+
+    def _arrays(self, captured: Captured) -> dict[str, NDArray[Any]]:
+        return {
+            f"sites/{site}/{name}": array
+            for site, capture in captured.sites.items()
+            for name, array in capture.arrays.items()
+        }
+
+    def _result(self, i: int, record: SampleRecord, arrays: Mapping[str, NDArray[Any]]) -> SampleResult:
+        own = {path: array[i] for path, array in arrays.items()}
+        broken = [path for path, array in own.items() if not np.isfinite(array).all()]
+        if broken:
+            return failed(SampleError(f"not finite: {', '.join(broken)}"), record=record)
+        return SampleResult(record, own)
+
+
+def failed(
+    error: BaseException, sample: Sample | None = None, *, record: SampleRecord | None = None
+) -> SampleResult:
+    """The result of a sample that cannot be used, with the reason in words."""
+    reason = str(error) if isinstance(error, FoveateError) else f"{type(error).__name__}: {error}"
+    sha256 = record.sha256 if record else sample.sha256 if sample else ""
+    return SampleResult(SampleRecord(FAILED, failure=" ".join(reason.split()), sha256=sha256))
+
+
+def _about_a_sample(error: Exception) -> bool:
+    """foveate's own errors about models, plugins, usage and capture concern every sample alike."""
+    return isinstance(error, SampleError) or not isinstance(error, (FoveateError, ImportError))
+
+
+def _frame(source: AttentionSource, capture: SiteCapture) -> SiteFrame:
+    site = next(site for site in source.sites if site.id == capture.site)
+    return SiteFrame(
+        site,
+        capture.layers,
+        capture.query,
+        capture.token,
+        capture.key,
+        capture.query_index,
+        capture.rule,
+        {name: (*site.group, *VARIABLES[name].dims) for name in capture.arrays},
+        {name: array.shape[1:] for name, array in capture.arrays.items()},
+    )
+
+
+def _cells(source: AttentionSource, batch: Batch) -> CellGrid | None:
+    try:
+        return source.cells(batch)
+    except (FoveateError, NotImplementedError):  # a text tower has no picture
+        return None
+
+
+def _check_same(name: str, first: SiteFrame, other: SiteFrame) -> None:
+    for axis in ("query", "token", "key"):
+        if not same_tokens(getattr(first, axis), getattr(other, axis)):
+            raise SampleError(
+                f"site {name}: this sample's {axis} tokens ({len(getattr(other, axis))}) are not those of the run"
+                f" ({len(getattr(first, axis))})",
+                remedy="capture inputs of one size per run",
+            )
+    if first.shapes != other.shapes:
+        raise SampleError(f"site {name}: arrays of shape {other.shapes}, the run has {first.shapes}")
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
