@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _UNREAD = ("pooler.",)
 """Parameters that no readout here uses: checkpoints without a ViT pooler are complete."""
-_NOT_OURS = ("Backbone", "ForMaskedImageModeling", "ForPreTraining", "TextModel", "TextModelWithProjection")
+_NOT_OURS = ("Backbone", "ForMaskedImageModeling", "ForPreTraining")
 
 
 @dataclass(frozen=True, eq=False)
