@@ -50,7 +50,7 @@ def leaderboard(columns: Sequence[Column], *, title: str, caption: str) -> Pictu
     for column in columns:
         if [score.name for score in column.scores] != names:
             raise UsageError(f"leaderboard: column {column.label!r} has other rows than {columns[0].label!r}")
-    figure = blank(3.0 + 2.9 * len(columns), 0.3 * len(names) + 1.7)
+    figure = blank(3.0 + 2.9 * len(columns), max(3.0, 0.3 * len(names) + 1.9))
     axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axis, column in zip(axes, columns, strict=True):
         for place, score in enumerate(column.scores):
