@@ -200,7 +200,9 @@ class Run:
                 remedy="foveate validate says what is wrong",
             ) from None
         text = [name for name, variable in dataset.variables.items() if variable.dtype.kind == "T"]
-        return dataset.assign({name: dataset[name].astype(object) for name in text})
+        plain = {name: dataset[name].astype(object) for name in text}
+        coordinates = {name: values for name, values in plain.items() if name in dataset.coords}
+        return dataset.assign(plain).assign_coords(coordinates)
 
     def _labelled(self, dataset: xr.Dataset) -> xr.Dataset:
         whole = dataset.sizes.get("sample") == len(self)

@@ -6,6 +6,7 @@ that is killed, or interrupted, continues from its ledger when the same call is 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -129,7 +130,7 @@ class _Job:
         card = self.source.card
         return {
             "model": {name: getattr(card, name) for name in ("id", "source", "revision", "weights_sha256")},
-            "options": _lasting(options),
+            "options": {name: _content(value) for name, value in _lasting(options).items()},
             "reference": reference,
             "plan": self.plan,
             "samples": len(self.manifest),
@@ -197,6 +198,12 @@ def _manifest(inputs: Manifest | Path | str | Iterable[Path | str]) -> Manifest:
 def _lasting(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of opening a model that any machine needs again."""
     return {key: value for key, value in options.items() if value is not None and key not in NOT_IDENTITY}
+
+
+def _content(value: Any) -> Any:
+    """A file among the options (prompts, weights) counts by its content, not by its place."""
+    is_file = isinstance(value, (str, Path)) and Path(value).is_file()
+    return {"sha256": hashlib.sha256(Path(value).read_bytes()).hexdigest()} if is_file else value
 
 
 def _spec(

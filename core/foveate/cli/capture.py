@@ -1,0 +1,221 @@
+"""``foveate capture MODEL INPUTS... -o RUN.zarr``: record attention on images as labelled arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from foveate.cli._common import dry_run_option, emit, json_option, model_options, open_from_options, say
+
+if TYPE_CHECKING:
+    from foveate.data.manifest import Manifest
+    from foveate.interfaces import AttentionSource, CapturePlan
+    from foveate.study.capture import CaptureReport
+    from foveate.study.estimate import Estimate
+
+SHOWN_FAILURES = 20
+
+
+def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what is kept."""
+    for option in reversed(
+        (
+            click.option("--sites", metavar="IDS", help="Comma-separated site ids.  [default: all]"),
+            click.option("--layers", metavar="LIST", help="For instance -1, or 0,6:.  [default: all]"),
+            click.option("--heads", type=click.Choice(["keep", "mean"]), default="keep", show_default=True),
+            click.option(
+                "--rows",
+                default="readout",
+                show_default=True,
+                metavar="RULE",
+                help="readout (what the answer is read from), all (full matrices), none, or positions: 0,5.",
+            ),
+            click.option(
+                "--reductions",
+                default="entropy,received",
+                show_default=True,
+                metavar="LIST",
+                help="Over all rows: entropy, received, head_mean, topk; or none.",
+            ),
+            click.option("--topk", default=16, show_default=True, help="Keys kept by the reduction topk."),
+            click.option(
+                "--store-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@click.command("capture")
+@click.argument("model")
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run: a zarr folder.")
+@plan_options
+@click.option("--batch-size", default=8, show_default=True, help="Samples a forward pass.")
+@click.option("--top", default=5, show_default=True, help="Answers kept a sample.")
+@click.option("--target-kind", metavar="KIND", help="Also store the score of this target (see inspect).")
+@model_options
+@dry_run_option
+@json_option
+def command(
+    model: str,
+    inputs: tuple[Path, ...],
+    output: Path,
+    batch_size: int,
+    top: int,
+    target_kind: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Record what MODEL attends to on INPUTS: images, folders, CSV or Parquet tables with a `path` column.
+
+    Every column of a table becomes a sample coordinate; `label` and `mask` are used where they exist. The
+    same call again continues a run that was cut off. Exit code 5 where some samples failed: they are listed,
+    and the run holds all others.
+    """
+    from foveate.data.manifest import Manifest
+    from foveate.errors import SampleError
+    from foveate.interfaces import Target
+    from foveate.study.capture import estimate_capture, run_capture
+
+    keep = {name: options.pop(name) for name in PLAN_NAMES}
+    manifest = Manifest.discover(inputs)
+    _say_found(manifest)
+    source = open_from_options(model, **options)
+    plan = _plan(source, keep)
+    if dry_run:
+        estimate = estimate_capture(source, manifest, output, plan=plan, batch_size=batch_size)
+        _show_estimate(estimate, output, as_json)
+        return
+    with _progress(len(manifest)) as progress:
+        report = run_capture(
+            source,
+            manifest,
+            output,
+            plan=plan,
+            batch_size=batch_size,
+            reference=model,
+            options=opening(options),
+            target=Target(target_kind) if target_kind else None,
+            top=top,
+            progress=progress,
+        )
+    _show_report(report, as_json)
+    if report.failed:
+        click.get_current_context().exit(SampleError.exit_code)
+
+
+PLAN_NAMES = ("sites", "layers", "heads", "rows", "reductions", "topk", "store_dtype")
+
+
+def opening(options: dict[str, Any]) -> dict[str, Any]:
+    """The model options of the command line as keyword arguments of ``foveate.open``, paths absolute."""
+    from foveate.cli._common import parse_settings
+
+    given = {name: options.get(name) for name in ("source", "weights", "device", "dtype", "prompts")}
+    for name in ("weights", "prompts"):
+        value = given[name]
+        if value and value != "random" and Path(value).exists():
+            given[name] = str(Path(value).absolute())
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {**chosen, **parse_settings(options.get("settings", ()))}
+
+
+def _plan(source: AttentionSource, keep: dict[str, Any]) -> CapturePlan:
+    from foveate.study.plan import build_plan
+
+    names = {name: keep[name] for name in ("layers", "heads", "rows", "topk")}
+    reductions = () if keep["reductions"] == "none" else _list(keep["reductions"])
+    return build_plan(
+        source, sites=_list(keep["sites"]), reductions=reductions or (), dtype=keep["store_dtype"], **names
+    )
+
+
+def _list(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr; none where stderr is not a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="sample", desc="capture", disable=None) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
+
+
+def _say_found(manifest: Manifest) -> None:
+    ignored = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(manifest.ignored.items()))
+    say(f"{len(manifest)} samples" + (f" (not images, ignored: {ignored})" if ignored else ""))
+
+
+def _show_estimate(estimate: Estimate, output: Path, as_json: bool) -> None:
+    from foveate.study.estimate import size
+
+    arrays = [
+        {
+            "array": spec.name,
+            "dims": spec.dims,
+            "shape": spec.shape,
+            "dtype": spec.dtype,
+            "bytes": spec.sample_bytes * estimate.samples,
+        }
+        for spec in estimate.arrays
+    ]
+    if as_json:
+        emit(
+            {
+                "dry_run": True,
+                "run": str(output),
+                "samples": estimate.samples,
+                "arrays": arrays,
+                "bytes": estimate.bytes,
+                "seconds": estimate.seconds,
+                "free_bytes": estimate.free,
+                "fits": estimate.fits,
+            }
+        )
+        return
+    for array, spec in zip(arrays, estimate.arrays, strict=True):
+        axes = ", ".join(f"{dim} {count}" for dim, count in zip(spec.dims, spec.shape, strict=True))
+        click.echo(f"{spec.name}  ({axes})  {spec.dtype}  {size(float(str(array['bytes'])))}")
+    click.echo(f"samples    {estimate.samples}")
+    click.echo(f"size       {size(estimate.bytes)} before compression ({size(estimate.sample_bytes)} a sample)")
+    click.echo(f"time       about {estimate.seconds:.0f} s ({estimate.seconds_per_sample:.3f} s a sample)")
+    click.echo(f"free disk  {size(estimate.free)}: {'enough' if estimate.fits else 'NOT ENOUGH'}")
+    click.echo("nothing was written")
+
+
+def _show_report(report: CaptureReport, as_json: bool) -> None:
+    if as_json:
+        emit({**vars(report), "path": str(report.path), "complete": report.complete})
+    else:
+        resumed = f", {report.resumed} of them from before" if report.resumed else ""
+        click.echo(f"{report.path}: {report.captured} of {report.samples} samples captured{resumed}")
+        click.echo(f"certificate: {_certificate(report)}")
+    if report.failed:
+        say(f"{len(report.failed)} samples failed:")
+        for name, reason in list(report.failed.items())[:SHOWN_FAILURES]:
+            say(f"  {name}: {reason}")
+        if len(report.failed) > SHOWN_FAILURES:
+            say(f"  and {len(report.failed) - SHOWN_FAILURES} more: see samples/failure in the run")
+
+
+def _certificate(report: CaptureReport) -> str:
+    known = report.certificate
+    if not known:
+        return "none"
+    return (
+        f"P V equals the model's own output within {known.get('value_error', float('nan')):.1e} (relative),"
+        f" rows sum to 1 within {known.get('row_error', float('nan')):.1e}"
+    )

@@ -1,0 +1,206 @@
+"""Is a run on disk what it says it is? Structure, values, ledger against status, checksums.
+
+Values are read one commit batch at a time. A run that is merely unfinished is valid; that is a note.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import zarr
+
+from foveate.data.labels import VARIABLES
+from foveate.data.layout import batches
+from foveate.data.ledger import Ledger, checksum, ledger_folder
+from foveate.data.records import OK
+from foveate.data.schema import STATUS
+from foveate.data.store import read_attrs
+from foveate.errors import StoreError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ROW_SUM_TOLERANCE: Mapping[str, float] = {"float16": 1e-3, "float32": 1e-5}
+"""Largest |row sum - 1| by stored dtype; rounding to float16 alone costs up to 4e-4 over 577 keys."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something found. A ``note`` does not make the run invalid."""
+
+    where: str
+    message: str
+    level: Literal["error", "note"] = "error"
+
+
+def validate(path: Path | str, *, deep: bool = False) -> list[Problem]:
+    """Everything that is wrong with a run, errors first; ``deep`` also compares checksums of every file.
+
+    Raises StoreError where there is no run at ``path`` or it is of a newer version.
+    """
+    store = Path(path)
+    attrs = read_attrs(store)
+    root = zarr.open_group(store, mode="r", use_consolidated=False)
+    missing = list(_structure(root, attrs))
+    if missing:
+        return missing
+    found = [*_ledger(store, root, attrs, deep=deep), *_values(root, attrs), *_products(store, deep=deep)]
+    found += _unfinished(store, root, attrs)
+    return sorted(found, key=lambda problem: problem.level != "error")
+
+
+def _structure(root: zarr.Group, attrs: Mapping[str, Any]) -> Iterator[Problem]:
+    """Every group and array that the root promises, of the promised size."""
+    for name in ("config_hash", "plan", "model", "sites", "arrays", "commit_batch"):
+        if name not in attrs:
+            yield Problem("/", f"attribute {name!r} is missing")
+    promised = ["samples/status", "samples/id", "predictions/label", *attrs.get("arrays", ())]
+    for name in promised:
+        array = root.get(name)
+        if not isinstance(array, zarr.Array):
+            yield Problem(name, "array is missing")
+        elif _dims(array)[:1] != ("sample",):
+            yield Problem(name, f"dims must begin with sample, got {_dims(array)}")
+    sizes = {name: root[name].shape[0] for name in promised if _is_array(root, name)}  # type: ignore[union-attr]
+    if len(set(sizes.values())) > 1:
+        yield Problem("/", f"arrays disagree on the number of samples: {sizes}")
+    for site in attrs.get("sites", ()):
+        if not isinstance(root.get(f"sites/{site}"), zarr.Group):
+            yield Problem(f"sites/{site}", "group is missing")
+
+
+def _is_array(root: zarr.Group, name: str) -> bool:
+    return isinstance(root.get(name), zarr.Array)
+
+
+def _dims(array: zarr.Array[Any]) -> tuple[str, ...]:
+    return tuple(getattr(array.metadata, "dimension_names", None) or ())
+
+
+# ------------------------------------------------------------------------------------------- ledger
+
+
+def _ledger(store: Path, root: zarr.Group, attrs: Mapping[str, Any], *, deep: bool) -> Iterator[Problem]:
+    """Status says what the ledger says, and the files are those that were written."""
+    status = _read(root, "samples/status")
+    said = np.zeros_like(status)
+    try:
+        entries = Ledger(store).entries()
+    except StoreError as error:
+        yield Problem("ledger", error.message)
+        return
+    for entry in entries.values():
+        said[entry["start"] : entry["stop"]] = [sample["status"] for sample in entry["samples"]]
+    for i in np.flatnonzero(said != status):
+        yield Problem("samples/status", f"sample {i}: {STATUS[status[i]]} here, {STATUS[said[i]]} in the ledger")
+    yield from _files(store, entries, deep=deep)
+
+
+def _files(store: Path, entries: Mapping[int, Mapping[str, Any]], *, deep: bool) -> Iterator[Problem]:
+    for entry in entries.values():
+        for name, recorded in entry["files"].items():
+            file = store / name
+            if not file.is_file():
+                yield Problem(name, "file is missing")
+            elif file.stat().st_size != recorded["size"]:
+                yield Problem(name, f"{file.stat().st_size} bytes, but {recorded['size']} were written")
+            elif deep and checksum(file) != recorded:
+                yield Problem(name, "checksum differs from what was written")
+
+
+def _products(store: Path, *, deep: bool) -> Iterator[Problem]:
+    """Files of the products that keep a ledger of their own."""
+    folder = ledger_folder(store)
+    for product in sorted({path.parent for path in folder.rglob("[0-9]*.json")} - {folder}):
+        name = product.relative_to(folder).as_posix()
+        yield from _files(store, Ledger(store, name).entries(), deep=deep)
+
+
+def _unfinished(store: Path, root: zarr.Group, attrs: Mapping[str, Any]) -> Iterator[Problem]:
+    status = _read(root, "samples/status")
+    if (status == 0).any():
+        remedy = "the same foveate capture call continues it"
+        yield Problem("/", f"{int((status == 0).sum())} of {status.size} samples are missing; {remedy}", "note")
+    left = len(list(store.rglob("*.partial")))
+    if left:
+        yield Problem("/", f"{left} half-written files of a killed job; resuming removes them", "note")
+
+
+# ------------------------------------------------------------------------------------------- values
+
+
+def _values(root: zarr.Group, attrs: Mapping[str, Any]) -> Iterator[Problem]:
+    """What must hold of every array, batch by batch; the first violation of each kind is told."""
+    ok = _read(root, "samples/status") == OK
+    for path in attrs["arrays"]:
+        seen: set[str] = set()
+        for part in batches(ok.size, int(attrs["commit_batch"])):
+            try:
+                block = np.asarray(root[path][part])  # type: ignore[index]
+            except (OSError, ValueError, RuntimeError) as error:
+                yield Problem(path, f"samples {part.start} to {part.stop} cannot be read: {error}")
+                break
+            for kind, message in _check(root, path, block, ok[part]):
+                if kind not in seen:
+                    yield Problem(path, f"from sample {part.start} on: {message}")
+                seen.add(kind)
+
+
+def _check(root: zarr.Group, path: str, block: NDArray[Any], ok: NDArray[np.bool_]) -> Iterator[tuple[str, str]]:
+    """(kind, message) of what is wrong in one batch of one array."""
+    good, other = block[ok], block[~ok]
+    if block.dtype.kind == "f":
+        if not np.isfinite(good).all():
+            yield "finite", f"{int((~np.isfinite(good)).sum())} values of captured samples are not finite"
+            good = good[:0]
+        if np.isfinite(other).any():
+            yield "failed", "a sample that was not captured has values"
+    site, _, name = path.removeprefix("sites/").rpartition("/")
+    check = CHECKS.get(name)
+    if check is not None and good.size:
+        group = root[f"sites/{site}"]
+        keys = group["key_kind"].shape[-1]  # type: ignore[index,union-attr]
+        yield from check(good, {**group.attrs, "keys": keys})
+
+
+def _check_rows(rows: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Attention lies in [0, 1]; complete rows sum to one, or to zero where every key was masked."""
+    tolerance = ROW_SUM_TOLERANCE[rows.dtype.name]
+    if rows.min() < 0 or rows.max() > 1 + tolerance:
+        yield "range", f"weights from {rows.min():g} to {rows.max():g}, expected 0 to 1"
+    if site.get("form") == "dense" and site.get("normalised_over") == "key":
+        sums = rows.astype(np.float64).sum(-1)
+        off = np.where(sums == 0, 0.0, np.abs(sums - 1))
+        if off.max() > tolerance:
+            yield "sum", f"rows sum to 1 only within {off.max():.2g} (tolerance {tolerance:g})"
+
+
+def _check_entropy(values: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    limit = math.log(site["keys"])
+    if values.min() < -1e-4 or values.max() > limit + 1e-4:
+        yield "range", f"entropy from {values.min():g} to {values.max():g}, expected 0 to ln K = {limit:g}"
+
+
+def _check_index(values: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values.min() < 0:
+        yield "range", "negative key positions in captured samples"
+
+
+Check = Callable[[Any, Mapping[str, Any]], Iterator[tuple[str, str]]]
+CHECKS: Mapping[str, Check] = {
+    **{name: _check_rows for name, variable in VARIABLES.items() if variable.attention},
+    "entropy": _check_entropy,
+    "topk_index": _check_index,
+}
+
+
+def _read(root: zarr.Group, name: str) -> NDArray[Any]:
+    array = root[name]
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{name}: not an array")
+    return np.asarray(array[:])
