@@ -27,6 +27,7 @@ from foveate.capture.blocks import (
     spans,
     support,
 )
+from foveate.capture.reductions import Entropy, Received, reduce_rows
 from foveate.interfaces import SiteForm
 
 
@@ -106,13 +107,16 @@ class Record(ABC):
 
     # ---------------------------------------------------------------------------- folds over blocks
 
+    def positions(self, index: Tensor | None = None) -> Iterator[Positions]:
+        """All queries, or those in ``index``, cut so that a block of their rows is a few megabytes."""
+        batch, heads, queries, keys = self.shape
+        for span in spans(queries if index is None else len(index), 4 * batch * heads * keys):
+            yield span if index is None else index[span]
+
     def blocks(self, index: Tensor | None = None) -> Iterator[Block]:
         """``(positions, P)`` over all queries, or over those in ``index``, a few megabytes at a time."""
-        batch, heads, queries, keys = self.shape
-        count = queries if index is None else len(index)
         ready = self.prepared()
-        for span in spans(count, 4 * batch * heads * keys):
-            positions: Positions = span if index is None else index[span]
+        for positions in self.positions(index):
             yield positions, ready.rows(positions)
 
     def left(self, r: Tensor, *, fuse: str = "mean") -> Tensor:
@@ -135,13 +139,8 @@ class Record(ABC):
 
     def stats(self) -> Stats:
         """Entropy of every row and mean of every column, exactly, in linear memory."""
-        batch, heads, queries, keys = self.shape
-        entropy = torch.empty(batch, heads, queries, device=self.device)
-        received = torch.zeros(batch, heads, keys, device=self.device)
-        for positions, block in self.blocks():
-            entropy[..., positions] = torch.special.entr(block).sum(-1).to(entropy)
-            received += block.sum(-2)
-        return Stats(entropy, received / queries)
+        found = reduce_rows(self, (Entropy, Received))
+        return Stats(found["entropy"], found["received"])
 
     # ---------------------------------------------------------------------------- with gradients
 

@@ -1,0 +1,83 @@
+"""Two maps that weigh attention by its gradient without propagating it: grad x attention, and LeGrad."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foveate.capture.blocks import left_product
+from foveate.capture.gradients import Round, by_round
+from foveate.capture.records import Record
+from foveate.capture.streams import start_of_reading, through_calls
+from foveate.capture.trace import Trace
+from foveate.errors import CaptureError
+from foveate.interfaces import AttentionStep, BoundTarget
+
+
+def grad_attention(trace: Trace, bound: BoundTarget) -> Tensor:
+    """Readout rows of mean_h relu(A * dL/dA) at the last layer of the readout's site: ``(target, token)``.
+
+    The gradient-weighted attention of Chefer et al. 2021 (ICCV, eq. 5) without propagation. Columns are
+    tokens of the site's key stream, which must be ``trace.stream``. Raises CaptureError otherwise.
+    """
+    site, weights = start_of_reading(trace, bound)
+    steps = [step for step in _reading_steps(trace) if step.call.site == site.id]
+    if not steps:
+        raise CaptureError(
+            f"grad x attention: {site.id} does not read from {trace.stream!r}", remedy="use relevance"
+        )
+    step = steps[-1]
+
+    def one(backward: Round, start: Tensor) -> Tensor:
+        gradient = backward.gradients.get(step.call)
+        record = trace.record(step.call)
+        if gradient is None:
+            return start.new_zeros(*start.shape[:2], record.shape.keys)
+        return through_calls(
+            start, trace.labels(step.call), record.shape[2:], lambda r: record.grad_left(r, gradient)
+        )
+
+    return by_round(trace, bound, weights, one)
+
+
+def legrad(trace: Trace, bound: BoundTarget) -> Tensor:
+    """Mean over layers, heads and queries of relu(dL/dA): ``(target, token)``.
+
+    LeGrad (Bousselham et al. 2024, arXiv:2404.03214, eq. 7-9), with L the model's own score at every layer;
+    the paper scores each layer's tokens with the final head, which equals this at the last layer. All steps
+    that read from ``trace.stream`` count. Raises CaptureError where there is none.
+    """
+    steps = _reading_steps(trace)
+    if not steps:
+        raise CaptureError(f"LeGrad: no attention reads from {trace.stream!r}")
+
+    def one(backward: Round, start: Tensor) -> Tensor:
+        layers = [_column_means(trace, step, backward.gradients.get(step.call)) for step in steps]
+        return torch.stack(layers).mean(0)
+
+    return by_round(trace, bound, start_of_reading(trace, bound)[1], one)
+
+
+def _column_means(trace: Trace, step: AttentionStep, gradient: Tensor | None) -> Tensor:
+    """Mean over heads and queries of relu(dL/dA), ``(sample, 1, token)``."""
+    record, labels = trace.record(step.call), trace.labels(step.call)
+    batch, _, queries, keys = record.shape
+    groups = batch // len(trace.batch)
+    ones = torch.full((len(trace.batch), 1, groups * queries), 1 / (groups * queries), device=record.device)
+    if gradient is None:
+        return ones.new_zeros(len(trace.batch), 1, groups * keys)
+    return through_calls(ones, labels, (queries, keys), lambda r: _positive_left(record, r, gradient))
+
+
+def _positive_left(record: Record, r: Tensor, gradient: Tensor) -> Tensor:
+    """``r @ mean_h relu(dL/dA)``."""
+    ready = record.prepared()
+    blocks = (
+        (positions, ready.weight_gradient(positions, gradient).relu_().mean(1)) for positions in record.positions()
+    )
+    return left_product(blocks, r, record.shape.keys)
+
+
+def _reading_steps(trace: Trace) -> list[AttentionStep]:
+    steps = (step for step in trace.flow if isinstance(step, AttentionStep))
+    return [step for step in steps if step.key == trace.stream]

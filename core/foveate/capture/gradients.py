@@ -1,0 +1,95 @@
+"""Gradients of target scores at every attention call, in as few backward passes as the targets allow.
+
+Samples of a batch do not influence each other, so one backward of a sum of scores gives each sample its own
+gradient: rows that explain different samples share a pass, several rows of one sample take one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.capture.tap import quiet
+from foveate.capture.trace import Trace
+from foveate.errors import CaptureError, UsageError
+from foveate.interfaces import BoundTarget, CallKey
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One backward pass: the rows it serves, all of different samples, and the gradient at each call's node."""
+
+    rows: tuple[int, ...]
+    gradients: Mapping[CallKey, Tensor]
+    """Calls that the scores do not depend on are absent: their gradient is zero."""
+
+
+def gradient_rounds(trace: Trace, bound: BoundTarget) -> Iterator[Round]:
+    """Backward passes that together serve every row of ``bound``.
+
+    The graph is kept, so that a trace can be explained again. Raises UsageError for a trace without
+    gradients, CaptureError for a call that ran outside the graph.
+    """
+    nodes = _nodes(trace)
+    with torch.enable_grad():
+        scores = trace.source.score(trace.outputs, trace.batch, bound)
+    if not scores.requires_grad:
+        raise CaptureError(
+            "relevance: the score has no gradient", remedy="the source's forward or score detaches its result"
+        )
+    for rows in rounds_of(bound):
+        total = scores[list(rows)].sum()
+        found = torch.autograd.grad(total, list(nodes.values()), retain_graph=True, allow_unused=True)
+        gradients = {call: g for call, g in zip(nodes, found, strict=True) if g is not None}
+        yield Round(rows, gradients)
+
+
+def by_round(
+    trace: Trace, bound: BoundTarget, weights: Tensor, explain: Callable[[Round, Tensor], Tensor]
+) -> Tensor:
+    """``explain`` every row of ``bound``, a backward pass at a time: ``(target, token)``.
+
+    ``explain`` gets the pass and its readout rows as ``(sample, 1, query)``, zero for samples it does not
+    serve, and returns ``(sample, 1, token)``. ``weights`` are the readout rows ``(target, query)``.
+    """
+    rows: dict[int, Tensor] = {}
+    for backward in gradient_rounds(trace, bound):
+        samples = [bound.rows[row].sample for row in backward.rows]
+        start = weights.new_zeros(len(trace.batch), 1, weights.shape[1])
+        start[samples, 0] = weights[list(backward.rows)]
+        with quiet():
+            values = explain(backward, start)
+        rows.update({row: values[sample, 0] for row, sample in zip(backward.rows, samples, strict=True)})
+    return torch.stack([rows[i] for i in range(len(bound))]) if rows else weights.new_zeros(0, 0)
+
+
+def rounds_of(bound: BoundTarget) -> list[tuple[int, ...]]:
+    """Rows of ``bound`` in groups without a repeated sample."""
+    seen: dict[int, int] = {}
+    rounds: list[list[int]] = []
+    for i, row in enumerate(bound.rows):
+        number = seen.get(row.sample, 0)
+        seen[row.sample] = number + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(i)
+    return [tuple(rows) for rows in rounds]
+
+
+def _nodes(trace: Trace) -> dict[CallKey, Tensor]:
+    if not trace.grad:
+        raise UsageError(
+            "relevance: the trace has no graph", remedy="make it with trace(source, batch, grad=True)"
+        )
+    nodes = {}
+    for call, record in trace.records.items():
+        if record.node is None:
+            raise CaptureError(
+                f"relevance: {call.site} layer {call.layer} ({record.name}) ran outside the autograd graph",
+                remedy="turn off gradient checkpointing and no_grad inside the model; put it in eval mode",
+            )
+        nodes[call] = record.node
+    return nodes
