@@ -95,6 +95,7 @@ class IntegratedGradients(PixelMethod):
 
     name: ClassVar[str] = "ig"
     citation: ClassVar[str] = "Sundararajan, Taly & Yan 2017, arXiv:1703.01365, eq. 1"
+    diagnostics: ClassVar[tuple[str, ...]] = ("delta", "relative_delta")
     n_steps: int = 32
     baseline: Baseline = "zero"
     quadrature: Literal["gausslegendre", "riemann_trapezoid", "riemann_middle"] = "gausslegendre"
@@ -137,6 +138,7 @@ class GradientShap(PixelMethod):
 
     name: ClassVar[str] = "gradshap"
     citation: ClassVar[str] = "Lundberg & Lee 2017, arXiv:1705.07874; Erion et al. 2021, arXiv:1906.10670"
+    diagnostics: ClassVar[tuple[str, ...]] = ("seed_spearman",)
     n_samples: int = 32
     noise: float = 0.05
     baseline: Baseline = "zero"
@@ -183,6 +185,7 @@ class SmoothGrad(PixelMethod):
 
     name: ClassVar[str] = "smoothgrad"
     citation: ClassVar[str] = "Smilkov et al. 2017, arXiv:1706.03825"
+    diagnostics: ClassVar[tuple[str, ...]] = ("seed_spearman",)
     n_samples: int = 16
     noise: float = 0.15
     repeats: int = 2

@@ -107,6 +107,7 @@ class Occlusion(CellMethod):
 class SampledMethod(CellMethod):
     """A linear surrogate fitted to random subsets of patches."""
 
+    diagnostics: ClassVar[tuple[str, ...]] = ("seed_spearman",)
     evaluations_per_patch: int = 16
     repeats: int = 2
 

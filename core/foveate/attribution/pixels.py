@@ -65,6 +65,8 @@ class PixelMethod(Attribution):
     pooling: Pooling = "signed"
     rows: int | None = None
     reduce: ClassVar[Literal["sum", "mean"]] = "sum"
+    diagnostics: ClassVar[tuple[str, ...]] = ()
+    """Names of the numbers a target row that ``info["rows"]`` holds: how well the method converged."""
 
     @abstractmethod
     def pixels(self, objective: Objective, *, seed: int = 0) -> Pixels:

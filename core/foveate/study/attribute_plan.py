@@ -1,0 +1,169 @@
+"""Which methods, with which options, at what price: decided before an attribution job starts.
+
+Methods that differ in pooling alone (``ig`` and ``ig_abs``) are one computation; they are grouped here so
+that the job runs it once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foveate.attribution.objective import Objective
+from foveate.attribution.pixels import Cost, PixelMethod
+from foveate.errors import UsageError
+from foveate.plugins.manager import plugin_manager
+
+if TYPE_CHECKING:
+    from foveate.interfaces import Attribution, AttributionMap
+
+DEFAULT_METHODS = (
+    "readout",
+    "rollout",
+    "grad_attention",
+    "chefer_iccv21",
+    "legrad",
+    "gradcam",
+    "saliency_abs",
+    "inputxgrad_abs",
+    "ig",
+    "ig_abs",
+    "occlusion",
+)
+"""What ``default`` stands for: attention's own maps and the gradient and perturbation maps that are cheap."""
+
+UNSTORED = ("rows",)
+"""Options that change the memory a job takes, not its result."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The price of one method over a run; seconds are of this machine, from one timed pass."""
+
+    method: str
+    rows: int
+    forward: int
+    backward: int
+    evaluations_per_patch: float
+    seconds: float
+
+
+def build_methods(
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None, *, rows: int | None = None
+) -> list[Attribution]:
+    """Methods by name, each once, in order; ``default`` expands to :data:`DEFAULT_METHODS`.
+
+    ``options`` maps a method's name to its options; ``rows`` fixes how many rows a pass of the model takes
+    for all. Raises UsageError for unknown methods and options.
+    """
+    options = dict(options or {})
+    wanted = list(dict.fromkeys(n for name in names for n in (DEFAULT_METHODS if name == "default" else (name,))))
+    stray = sorted(set(options) - set(wanted))
+    if stray:
+        raise UsageError(f"options for {', '.join(stray)}, which is not among the methods", remedy="add --method")
+    return [_build(name, dict(options.get(name, {})), rows) for name in wanted]
+
+
+def method_options(method: Attribution) -> dict[str, Any]:
+    """All options of a method with their values, as they are stored with its maps."""
+    return {name: getattr(method, name) for name in _option_names(type(method)) if name not in UNSTORED}
+
+
+def method_cost(method: Attribution, shape: tuple[int, ...]) -> Cost:
+    """Model evaluations a target row; a stranger's method that does not say counts as one pass each way."""
+    cost = getattr(method, "cost", None)
+    return cost(shape) if callable(cost) else Cost(1, 1)
+
+
+def explain_all(
+    methods: Sequence[Attribution], objective: Objective, *, seed: int
+) -> Iterable[tuple[str, AttributionMap]]:
+    """Every method on one batch; what differs in pooling alone is computed once."""
+    for group in _by_recipe(methods):
+        first = group[0]
+        if isinstance(first, PixelMethod):
+            pixels = first.pixels(objective, seed=seed)
+            for method in group:
+                assert isinstance(method, PixelMethod)  # a recipe is shared by pixel methods only
+                yield method.name, method.pooled(pixels, objective, seed=seed)
+        else:
+            yield first.name, first.attribute(objective.source, objective.batch, objective.bound, seed=seed)
+
+
+def estimate(methods: Sequence[Attribution], objective: Objective, *, rows: int) -> list[Estimate]:
+    """The price of each method for ``rows`` target rows, timed on ``objective``'s first row."""
+    cells = objective.source.cells(objective.batch).shape
+    shape = (*objective.inputs.shape[1:-3], *cells)
+    forward, backward = _seconds_a_row(objective)
+    found = []
+    for group in _by_recipe(methods):
+        for position, method in enumerate(group):
+            cost = method_cost(method, shape) if position == 0 else Cost(0)
+            total = Cost(cost.forward * rows, cost.backward * rows)
+            # A backward pass needs its own forward with the graph kept, which is what was timed.
+            seconds = (total.forward - total.backward) * forward + total.backward * backward
+            per_patch = cost.forward / (shape[-1] * shape[-2])
+            found.append(Estimate(method.name, rows, total.forward, total.backward, per_patch, max(0.0, seconds)))
+    return found
+
+
+def _build(name: str, options: dict[str, Any], rows: int | None) -> Attribution:
+    spec = plugin_manager().spec("attribution", name)
+    try:
+        method: Attribution = spec.create(**options)
+    except TypeError as error:
+        known = _option_names(spec.load())
+        raise UsageError(
+            f"method {name}: {error}", remedy=f"options: {', '.join(known)}" if known else "it takes no options"
+        ) from error
+    if rows is None or "rows" in options or "rows" not in _option_names(type(method)):
+        return method
+    return _build(name, {**options, "rows": rows}, None)
+
+
+def _option_names(kind: Any) -> list[str]:
+    return [f.name for f in fields(kind)] if is_dataclass(kind) else []
+
+
+def _by_recipe(methods: Sequence[Attribution]) -> list[list[Attribution]]:
+    """Methods that share their pixel numbers, together, in the order of their first."""
+    groups: dict[tuple[Any, ...], list[Attribution]] = {}
+    for method in methods:
+        groups.setdefault(_recipe(method), []).append(method)
+    return list(groups.values())
+
+
+def _recipe(method: Attribution) -> tuple[Any, ...]:
+    if not isinstance(method, PixelMethod):
+        return (method.name,)
+    options = {name: value for name, value in method_options(method).items() if name != "pooling"}
+    return (method.name.removesuffix("_abs"), *sorted(options.items()))
+
+
+def _seconds_a_row(objective: Objective) -> tuple[float, float]:
+    """Seconds of a forward pass, and of a forward and backward pass, one row at a time."""
+    one = objective.take([0])
+
+    def forward() -> None:
+        with torch.no_grad():
+            one(one.inputs)
+
+    def backward() -> None:
+        x = one.inputs.clone().requires_grad_()
+        torch.autograd.grad(one(x, one.index).sum(), x)
+
+    return _best_of(forward), _best_of(backward)
+
+
+def _best_of(work: Any, repeats: int = 3) -> float:
+    """The fastest of a few runs: the first pays for warming up."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
