@@ -83,7 +83,7 @@ def open_tiny(case: str, *, seed: int = 0, **options: Any) -> AttentionSource:
 
 
 @torch.no_grad()
-def sharpen(module: nn.Module, seed: int = 0, factor: float = 3.0) -> None:
+def sharpen(module: nn.Module, seed: int = 0, factor: float = 1.7) -> None:
     """Fan-in scaled normal weights; q and k times ``factor``; tokens and positions of unit size."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in module.named_parameters():
