@@ -51,11 +51,12 @@ def foveate_attributions() -> Iterable[AttributionSpec]:
 
 def _gradient_specs() -> Iterable[AttributionSpec]:
     gradients = frozenset({"gradients"})
+    by_captum = gradients | {"captum"}
     for name, (target, summary) in _GRADIENTS.items():
         module = "foveate.attribution.gradients"
-        yield AttributionSpec(name, f"{module}:{target}", f"{summary}, signed", capabilities=gradients)
+        yield AttributionSpec(name, f"{module}:{target}", f"{summary}, signed", capabilities=by_captum)
         yield AttributionSpec(
-            f"{name}_abs", f"{module}:{target}Abs", f"{summary}, absolute", capabilities=gradients
+            f"{name}_abs", f"{module}:{target}Abs", f"{summary}, absolute", capabilities=by_captum
         )
     yield AttributionSpec(
         "gradcam",
@@ -73,7 +74,7 @@ def _perturbation_specs() -> Iterable[AttributionSpec]:
             summary,
             requires=requires,
             remedy='pip install "foveate[lime]"' if requires else "",
-            capabilities=frozenset({"perturbation"}),
+            capabilities=frozenset({"perturbation", "captum"}),
         )
 
 
