@@ -174,7 +174,7 @@ def test_a_hub_id_is_read_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
     import huggingface_hub
 
     path = folder(tmp_path / "hub", "tinymodel") / "config.json"
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name: str(path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name, **how: str(path))
     row = find_row("somebody/model")
     assert (row.id, row.family.id, row.weights, row.owner) == ("somebody/model", "tiny-family", None, "hub")
 
@@ -182,7 +182,7 @@ def test_a_hub_id_is_read_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def offline(repo: str, name: str) -> str:
+    def offline(repo: str, name: str, **how: object) -> str:
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)

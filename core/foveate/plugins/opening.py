@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -199,12 +200,8 @@ def _hub_config(reference: str) -> dict[str, Any]:
             f"{reference} is not in the registry, and asking the hub needs huggingface_hub",
             remedy="pip install huggingface_hub, or give a local folder",
         )
-    from huggingface_hub import hf_hub_download
-
     try:
-        return _read_config(Path(hf_hub_download(reference, CONFIG)))
-    except FoveateError:
-        raise
+        path = _download(reference)
     except Exception as error:  # the hub client raises its own, requests' and OS errors
         raise ModelError(
             f"{reference} is not in the registry and the hub did not give its {CONFIG}: "
@@ -212,3 +209,13 @@ def _hub_config(reference: str) -> dict[str, Any]:
             remedy=_close(reference)
             + "check the id and the connection, or download the model and give its folder",
         ) from error
+    return _read_config(path)
+
+
+def _download(reference: str) -> Path:
+    """The cached config where there is one: offline, the hub's client retries for half a minute."""
+    from huggingface_hub import hf_hub_download
+
+    with suppress(OSError, ValueError):
+        return Path(hf_hub_download(reference, CONFIG, local_files_only=True))
+    return Path(hf_hub_download(reference, CONFIG))

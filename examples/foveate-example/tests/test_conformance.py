@@ -1,0 +1,9 @@
+from foveate.testing.conformance import PluginConformance, SourceConformance
+
+
+class TestPlugin(PluginConformance):
+    entry_point = "example"
+
+
+class TestModel(SourceConformance):
+    reference = "example/block-vit"
