@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,10 +115,12 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def finish(figure: Figure, title: str, *sentences: str) -> Picture:
-    """Print the title above and the sentences below the figure, wrapped to its width."""
+def finish(figure: Figure, title: str, *sentences: str, bullets: Sequence[str] = ()) -> Picture:
+    """Print the title above, the sentences and then one line or more a bullet below, wrapped to the width."""
     caption = " · ".join(sentence for sentence in sentences if sentence)
     columns = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
+    lines = [textwrap.fill(caption, columns)]
+    lines += [textwrap.fill(f"– {bullet}", columns, subsequent_indent="   ") for bullet in bullets]
     figure.suptitle(textwrap.fill(title, int(columns * 0.72)), x=0.01, ha="left", fontsize=11, fontweight="bold")
-    figure.supxlabel(textwrap.fill(caption, columns), x=0.01, ha="left", fontsize=_CAPTION_SIZE, color="0.25")
-    return Picture(figure, title, caption)
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=_CAPTION_SIZE, color="0.25")
+    return Picture(figure, title, "\n".join([caption, *(f"– {bullet}" for bullet in bullets)]))

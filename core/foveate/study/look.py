@@ -1,0 +1,249 @@
+"""A first look: one picture in; the answer, what the readout row attends to, rollout, and caveats out.
+
+One traced forward pass gives everything; a second handful, where the model is fast enough, deletes cells in
+the order of the map. Nothing is stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from foveate.capture.rollout import rollout
+from foveate.capture.trace import Trace, trace
+from foveate.errors import CaptureError, SampleError, UsageError
+from foveate.interfaces import AttentionSource, CallKey, Prediction, Sample, Target
+from foveate.render.glance import glance
+from foveate.render.panel import Panel, Rule
+from foveate.render.style import Picture
+from foveate.study.caveats import Facts, caveats
+from foveate.study.quick_check import Check, quick_check
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one look found. ``maps`` holds the drawn panels (values on the model's cells) by name."""
+
+    model: str
+    target: str
+    score: float
+    predictions: tuple[Prediction, ...]
+    caveats: tuple[str, ...]
+    maps: Mapping[str, Panel]
+    rule: Rule
+    check: Check
+    picture: Picture
+    seconds: float
+
+    def save(self, out: Path | str) -> Path:
+        """Write the figure: PNG, SVG or PDF by suffix."""
+        return self.picture.save(out)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the pixels, as plain values."""
+        answers = [{"label": p.label, "score": p.score, "class_index": p.class_index} for p in self.predictions]
+        return {
+            "model": self.model,
+            "target": self.target,
+            "score": self.score,
+            "predictions": answers,
+            "rule": str(self.rule),
+            "keys": self.rule.keys,
+            "maps": {name: _strongest(panel) for name, panel in self.maps.items()},
+            "deletion": asdict(self.check),
+            "caveats": list(self.caveats),
+            "seconds": round(self.seconds, 2),
+        }
+
+    def __str__(self) -> str:
+        answers = [f"  {p.score:5.2f}  {p.label}" for p in self.predictions[:5]]
+        notes = [f"  - {caveat}" for caveat in self.caveats]
+        return "\n".join([f"{self.model} answers", *answers, str(self.rule), "caveats", *notes])
+
+    def _repr_html_(self) -> str:
+        image = base64.b64encode(self.picture.png()).decode()
+        notes = "".join(f"<li>{html.escape(caveat)}</li>" for caveat in self.caveats)
+        return f'<img style="max-width:100%" src="data:image/png;base64,{image}"/><ul>{notes}</ul>'
+
+
+def look(
+    model: str | AttentionSource,
+    image: Path | str | NDArray[np.uint8],
+    *,
+    prompts: Sequence[str] | Path | str | None = None,
+    target: str | int | None = None,
+    layer: int = -1,
+    head: int | Literal["mean"] = "mean",
+    scale: str = "lift",
+    check: bool = True,
+    **options: Any,
+) -> Look:
+    """Look at one picture through a model.
+
+    ``model`` is a reference (registry id, folder, hub id) or an opened source; ``image`` a file or uint8
+    pixels ``(y, x, 3)``. ``prompts`` are the classes of models that compare with text. ``target`` is the
+    class to test (default: the answer). ``layer`` is a true layer number, negative ones count from the last.
+    ``check`` also deletes cells in the map's order where that is quick (:mod:`foveate.study.quick_check`). Further
+    ``options`` go to ``foveate.open``. Raises UsageError, SampleError, ModelError, CaptureError.
+    """
+    source = _opened(model, prompts, options)
+    began = time.perf_counter()
+    sample = _sample(image)
+    batch = source.encode([sample])
+    traced = trace(source, batch)
+    traced.certify().require()
+    bound = source.bind(traced.outputs, batch, Target(label=target))
+    predictions = tuple(source.predictions(traced.outputs, batch)[0])
+    panel, rule, weights, call = _row(traced, sample, layer, head)
+    panels = {"attention": panel}
+    if (swept := _rollout(traced, sample)) is not None:
+        panels["rollout"] = swept
+    with torch.no_grad():
+        score = float(source.score(traced.outputs, batch, bound)[0]) if len(bound) else float("nan")
+    tested = (
+        quick_check(source, traced.batch, bound, panel.values, panel.grid)
+        if check
+        else Check(skipped="switched off")
+    )
+    sinks, sink_share = _sinks(traced, call)
+    facts = Facts(
+        source.card, batch.geometry[0], predictions, rule.keys, _evenness(weights), panel.outside,
+        _evenness(panels["rollout"].values) if "rollout" in panels else float("nan"), sinks, sink_share, tested,
+    )  # fmt: skip
+    notes = caveats(facts)
+    label = bound.rows[0].label if len(bound) else ""
+    name = source.card.id
+    title = f"{name}: {predictions[0].label} ({predictions[0].score:.2f})" if predictions else name
+    picture = glance(list(panels.values()), rule, predictions, title=title, caveats=notes, scale=scale)
+    seconds = time.perf_counter() - began
+    return Look(name, label, score, predictions, notes, panels, rule, tested, picture, seconds)
+
+
+def _opened(
+    model: str | AttentionSource, prompts: Sequence[str] | Path | str | None, options: Mapping[str, Any]
+) -> AttentionSource:
+    if isinstance(model, AttentionSource):
+        if prompts is not None or options:
+            raise UsageError(
+                "look: an opened source takes no prompts or options", remedy="give them to foveate.open"
+            )
+        return model
+    from foveate.plugins.opening import open_source
+
+    given: dict[str, Any] = {**options} if prompts is None else {**options, "prompts": prompts}
+    return open_source(model, **given)
+
+
+def _sample(image: Path | str | NDArray[np.uint8]) -> Sample:
+    if isinstance(image, str | Path):
+        from foveate.data.images import decode
+
+        decoded = decode(image)
+        return Sample(Path(image).name, decoded.pixels, decoded.sha256, str(image))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise SampleError(
+            f"look: expected a file or uint8 pixels (y, x, 3), got {image.dtype} {image.shape}",
+            remedy="scale to 0-255 and convert with .astype('uint8')",
+        )
+    return Sample("array", image)
+
+
+def _row(
+    traced: Trace, sample: Sample, layer: int, head: int | Literal["mean"]
+) -> tuple[Panel, Rule, NDArray[np.float64], CallKey]:
+    """The row that the answer is read from, in one layer: as a panel, in words, and over all keys."""
+    readouts = traced.readout()
+    if not readouts:
+        raise CaptureError(
+            f"look: {traced.source.card.id} names no row that its answer is read from",
+            remedy="foveate capture --rows all keeps every row",
+        )
+    site_id, readout = next(iter(readouts.items()))
+    call = _call(traced, site_id, layer)
+    record, labels = traced.record(call), traced.labels(call)
+    if labels.leading != (("sample", 1),):
+        groups = ", ".join(name for name, _ in labels.leading if name != "sample")
+        raise UsageError(
+            f"look: {site_id} attends within each {groups}, not over a picture",
+            remedy="foveate capture keeps it; foveate plot draws one place of it",
+        )
+    with torch.no_grad():
+        rows = (
+            record.weighted(readout.weights[:1].to(record.device, torch.float32))[0, :, 0].double().cpu().numpy()
+        )
+    if head != "mean" and not 0 <= head < len(rows):
+        raise UsageError(f"look: {site_id} has heads 0 to {len(rows) - 1}, not {head}")
+    row = rows.mean(axis=0) if head == "mean" else rows[head]
+    layers = sorted({key.layer for key in traced.records if key.site == site_id})
+    heads = f"mean of {len(rows)} heads" if head == "mean" else f"head {head} of {len(rows)}"
+    words = (
+        f"attention of the readout row ({readout.rule}), {site_id}, layer {call.layer} of {layers[0]}–{layers[-1]}"
+    )
+    panel = Panel.attention(
+        sample.pixels, traced.batch.geometry[0], row, labels.key, f"attention, layer {call.layer}"
+    )
+    return panel, Rule(traced.source.card.id, words, round(1 / panel.uniform)), row, call
+
+
+def _call(traced: Trace, site_id: str, layer: int) -> CallKey:
+    """The last call of a layer of a site; negative layers count from the last."""
+    layers = sorted({key.layer for key in traced.records if key.site == site_id})
+    chosen = layers[layer] if layer < 0 and -layer <= len(layers) else layer
+    calls = [key for key in traced.records if key.site == site_id and key.layer == chosen]
+    if not calls:
+        raise UsageError(f"look: {site_id} has no layer {layer}", remedy=f"one of {', '.join(map(str, layers))}")
+    return max(calls)
+
+
+def _rollout(traced: Trace, sample: Sample) -> Panel | None:
+    """Rollout of the readout row (Abnar and Zuidema 2020) over the bottom stream; None where it has none."""
+    site = next((site for site in traced.source.sites if site.key == traced.stream), None)
+    if site is None:
+        return None
+    first = min(key for key in traced.records if key.site == site.id)
+    tokens = traced.labels(first).key
+    try:
+        with torch.no_grad():
+            row = rollout(traced)[0].double().cpu().numpy()
+        return Panel.attention(sample.pixels, traced.batch.geometry[0], row, tokens, "rollout")
+    except (CaptureError, ValueError):
+        return None
+
+
+def _sinks(traced: Trace, call: CallKey) -> tuple[int, float]:
+    """Number of sink tokens in this layer and their share of all received attention, mean over heads."""
+    from foveate.metrics.sinks import is_sink, sink_share
+
+    with torch.no_grad():
+        received = traced.record(call).stats().received[0].mean(dim=0).double().cpu().numpy()
+    return int(np.sum(is_sink(received))), float(sink_share(received))
+
+
+def _strongest(panel: Panel) -> dict[str, Any]:
+    """Where a map is highest: centre of the cell in original pixels, and how many times uniform."""
+    values, cells = panel.visible_values
+    row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
+    y, x = cells.centres
+    lift = float(values[row, column] / panel.uniform)
+    return {"grid": list(panel.values.shape), "peak": [float(y[row]), float(x[column])], "peak_lift": lift}
+
+
+def _evenness(weights: NDArray[np.float64]) -> float:
+    """Entropy over ln K of non-negative weights, normalised to sum 1; NaN ones left out."""
+    known = weights[np.isfinite(weights)].ravel()
+    if known.size < 2 or known.sum() <= 0:
+        return float("nan")
+    share = known / known.sum()
+    positive = share[share > 0]
+    return float(-(positive * np.log(positive)).sum() / np.log(known.size))
