@@ -1,0 +1,1 @@
+"""Which numbers of a table of attention statistics are mathematically impossible."""
