@@ -29,7 +29,6 @@ class Facts:
     card: ModelCard
     geometry: Geometry
     predictions: tuple[Prediction, ...]
-    keys: int
     evenness: float
     outside: float
     rollout_evenness: float

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from foveate.render.panel import Panel, Rule
 from foveate.render.style import Picture
 from foveate.study.caveats import Facts, caveats
 from foveate.study.quick_check import Check, quick_check
+from foveate.study.readout_row import Head, ReadoutRow, readout_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def look(
     prompts: Sequence[str] | Path | str | None = None,
     target: str | int | None = None,
     layer: int = -1,
-    head: int | Literal["mean"] = "mean",
+    head: Head = "mean",
     scale: str = "lift",
     check: bool = True,
     **options: Any,
@@ -105,22 +106,18 @@ def look(
     traced.certify().require()
     bound = source.bind(traced.outputs, batch, Target(label=target))
     predictions = tuple(source.predictions(traced.outputs, batch)[0])
-    panel, rule, weights, call = _row(traced, sample, layer, head)
-    panels = {"attention": panel}
+    row = readout_row(traced, layer, head)
+    panels = {"attention": _attention(traced, sample, row)}
     if (swept := _rollout(traced, sample)) is not None:
         panels["rollout"] = swept
     with torch.no_grad():
         score = float(source.score(traced.outputs, batch, bound)[0]) if len(bound) else float("nan")
+    first = panels["attention"]
     tested = (
-        quick_check(source, traced.batch, bound, panel.values, panel.grid)
-        if check
-        else Check(skipped="switched off")
+        quick_check(source, batch, bound, first.values, first.grid) if check else Check(skipped="switched off")
     )
-    sinks, sink_share = _sinks(traced, call)
-    facts = Facts(
-        source.card, batch.geometry[0], predictions, rule.keys, _evenness(weights), panel.outside,
-        _evenness(panels["rollout"].values) if "rollout" in panels else float("nan"), sinks, sink_share, tested,
-    )  # fmt: skip
+    rule = Rule(source.card.id, row.words, round(1 / first.uniform))
+    facts = _facts(traced, row, panels, predictions, tested)
     notes = caveats(facts)
     label = bound.rows[0].label if len(bound) else ""
     name = source.card.id
@@ -128,6 +125,23 @@ def look(
     picture = glance(list(panels.values()), rule, predictions, title=title, caveats=notes, scale=scale)
     seconds = time.perf_counter() - began
     return Look(name, label, score, predictions, notes, panels, rule, tested, picture, seconds)
+
+
+def _facts(
+    traced: Trace, row: ReadoutRow, panels: Mapping[str, Panel], predictions: tuple[Prediction, ...], tested: Check
+) -> Facts:
+    sinks, share = _sinks(traced, row.call)
+    return Facts(
+        card=traced.source.card,
+        geometry=traced.batch.geometry[0],
+        predictions=predictions,
+        evenness=_evenness(row.weights),
+        outside=panels["attention"].outside,
+        rollout_evenness=_evenness(panels["rollout"].values) if "rollout" in panels else float("nan"),
+        sinks=sinks,
+        sink_share=share,
+        check=tested,
+    )
 
 
 def _opened(
@@ -159,51 +173,15 @@ def _sample(image: Path | str | NDArray[np.uint8]) -> Sample:
     return Sample("array", image)
 
 
-def _row(
-    traced: Trace, sample: Sample, layer: int, head: int | Literal["mean"]
-) -> tuple[Panel, Rule, NDArray[np.float64], CallKey]:
-    """The row that the answer is read from, in one layer: as a panel, in words, and over all keys."""
-    readouts = traced.readout()
-    if not readouts:
-        raise CaptureError(
-            f"look: {traced.source.card.id} names no row that its answer is read from",
-            remedy="foveate capture --rows all keeps every row",
-        )
-    site_id, readout = next(iter(readouts.items()))
-    call = _call(traced, site_id, layer)
-    record, labels = traced.record(call), traced.labels(call)
-    if labels.leading != (("sample", 1),):
-        groups = ", ".join(name for name, _ in labels.leading if name != "sample")
+def _attention(traced: Trace, sample: Sample, row: ReadoutRow) -> Panel:
+    name = f"attention, layer {row.call.layer}"
+    try:
+        return Panel.attention(sample.pixels, traced.batch.geometry[0], row.weights, row.tokens, name)
+    except ValueError as error:
         raise UsageError(
-            f"look: {site_id} attends within each {groups}, not over a picture",
-            remedy="foveate capture keeps it; foveate plot draws one place of it",
-        )
-    with torch.no_grad():
-        rows = (
-            record.weighted(readout.weights[:1].to(record.device, torch.float32))[0, :, 0].double().cpu().numpy()
-        )
-    if head != "mean" and not 0 <= head < len(rows):
-        raise UsageError(f"look: {site_id} has heads 0 to {len(rows) - 1}, not {head}")
-    row = rows.mean(axis=0) if head == "mean" else rows[head]
-    layers = sorted({key.layer for key in traced.records if key.site == site_id})
-    heads = f"mean of {len(rows)} heads" if head == "mean" else f"head {head} of {len(rows)}"
-    words = (
-        f"attention of the readout row ({readout.rule}), {site_id}, layer {call.layer} of {layers[0]}–{layers[-1]}"
-    )
-    panel = Panel.attention(
-        sample.pixels, traced.batch.geometry[0], row, labels.key, f"attention, layer {call.layer}"
-    )
-    return panel, Rule(traced.source.card.id, words, round(1 / panel.uniform)), row, call
-
-
-def _call(traced: Trace, site_id: str, layer: int) -> CallKey:
-    """The last call of a layer of a site; negative layers count from the last."""
-    layers = sorted({key.layer for key in traced.records if key.site == site_id})
-    chosen = layers[layer] if layer < 0 and -layer <= len(layers) else layer
-    calls = [key for key in traced.records if key.site == site_id and key.layer == chosen]
-    if not calls:
-        raise UsageError(f"look: {site_id} has no layer {layer}", remedy=f"one of {', '.join(map(str, layers))}")
-    return max(calls)
+            f"look: {row.call.site} cannot be laid on a picture ({error})",
+            remedy="foveate capture keeps its rows without a picture",
+        ) from error
 
 
 def _rollout(traced: Trace, sample: Sample) -> Panel | None:
