@@ -14,8 +14,8 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
-from foveate.errors import ModelError
 
+from foveate.errors import ModelError
 from foveate_vit.contrastive import ContrastiveSource
 
 if TYPE_CHECKING:

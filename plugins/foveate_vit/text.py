@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+
 from foveate.errors import SampleError, UsageError
 from foveate.geometry import CellGrid, Geometry
 from foveate.interfaces import (
@@ -32,7 +33,6 @@ from foveate.interfaces import (
     TargetRow,
     TokenAxis,
 )
-
 from foveate_vit.architecture import family_sites, text_tower
 from foveate_vit.loading import Loaded, load_model
 from foveate_vit.prompts import open_tokenizer, tokenise

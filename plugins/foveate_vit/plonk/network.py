@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from foveate.errors import ModelError
 from torch import nn
+
+from foveate.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from foveate.errors import ModelError, UsageError
-from foveate.interfaces import Batch, BoundTarget, Prediction, Sample, Target, TargetRow
 from torch import nn
 
+from foveate.errors import ModelError, UsageError
+from foveate.interfaces import Batch, BoundTarget, Prediction, Sample, Target, TargetRow
 from foveate_vit import weights as files
 from foveate_vit.loading import Loaded, load_model, read_side_file, torch_dtype
 from foveate_vit.plonk import upstream
