@@ -20,6 +20,7 @@ from foveate.geometry import Geometry
 from foveate.interfaces import Prediction, TokenAxis
 
 SITE = "vision.encoder.self"
+SITE_ATTRS = {"kind": "self", "form": "dense", "normalised_over": "key"}
 
 
 @dataclass
@@ -50,7 +51,15 @@ def make_run(folder: Path, count: int = 5, batch: int | None = None, *, fill: bo
     ]
     batch = batch or commit_batch(specs, count)
     attrs = root_attrs(
-        {"model": "m"}, {"model": {"id": "m"}, "sites": [SITE], "cells": {"y": [0, 16, 32], "x": [0, 16, 32]}}
+        {"model": "m"},
+        {
+            "model": {"id": "m"},
+            "plan": {},
+            "sites": [SITE],
+            "arrays": [spec.name for spec in specs],
+            "commit_batch": batch,
+            "cells": {"y": [0, 16, 32], "x": [0, 16, 32]},
+        },
     )
     coordinates = token_coordinates("query", tokens) | token_coordinates("key", tokens)
     coordinates |= {"sample": as_index("sample", manifest.ids), "layer": as_index("layer", [0, 1])}
@@ -59,7 +68,7 @@ def make_run(folder: Path, count: int = 5, batch: int | None = None, *, fill: bo
         "samples": samples_table(manifest, {}, folder),
         "predictions": predictions_table(manifest, {}, 2),
     }
-    create(path, attrs, specs, batch, {f"sites/{SITE}": ({"kind": "self"}, coordinates)}, tables)
+    create(path, attrs, specs, batch, {f"sites/{SITE}": (SITE_ATTRS, coordinates)}, tables)
     arrays = BatchedArrays(path, specs, batch, Ledger(path))
     made = Made(path, manifest, attention, arrays, tokens)
     if fill:

@@ -40,8 +40,11 @@ class BatchedArrays:
     def __init__(self, store: Path, specs: Iterable[ArraySpec], batch: int, ledger: Ledger) -> None:
         self.store, self.batch, self.ledger = Path(store), batch, ledger
         self.specs = {spec.name: spec for spec in specs}
-        root = zarr.open_group(self.store, mode="r+", use_consolidated=False)
-        self.arrays = {name: _array(root, name) for name in self.specs}
+        # An array keeps the setting it was opened under: without it, testing for empty chunks costs more
+        # than compressing them, and a batch of failed samples would leave no file.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            root = zarr.open_group(self.store, mode="r+", use_consolidated=False)
+            self.arrays = {name: _array(root, name) for name in self.specs}
         self.samples = next(iter(self.arrays.values())).shape[0]
 
     @property
@@ -57,9 +60,8 @@ class BatchedArrays:
         part = self.batches[number]
         for name, spec in self.specs.items():
             _check_whole(spec, self.batch, part, blocks.get(name))
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            for name, array in self.arrays.items():
-                array[part] = _as_stored(blocks[name], self.specs[name].dtype)
+        for name, array in self.arrays.items():
+            array[part] = _as_stored(blocks[name], self.specs[name].dtype)
         files = [path for name in self.specs for path in self.files(name, number)]
         self.ledger.commit(number, files, {"start": part.start, "stop": part.stop, **entry})
 

@@ -129,7 +129,8 @@ class _Job:
         """What makes two captures the same run."""
         card = self.source.card
         return {
-            "model": {name: getattr(card, name) for name in ("id", "source", "revision", "weights_sha256")},
+            "model": {name: getattr(card, name) for name in ("id", "adapter", "revision")},
+            "weights": card.weights_sha256 or _parameters(self.source),
             "options": {name: _content(value) for name, value in _lasting(options).items()},
             "reference": reference,
             "plan": self.plan,
@@ -198,6 +199,19 @@ def _manifest(inputs: Manifest | Path | str | Iterable[Path | str]) -> Manifest:
 def _lasting(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of opening a model that any machine needs again."""
     return {key: value for key, value in options.items() if value is not None and key not in NOT_IDENTITY}
+
+
+def _parameters(source: AttentionSource) -> str:
+    """SHA-256 of a model's own parameters and buffers, for sources that state no hash of their weights."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, value in sorted(source.module.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            raw = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            total.update(raw.data)
+    return f"parameters {total.hexdigest()}"
 
 
 def _content(value: Any) -> Any:
