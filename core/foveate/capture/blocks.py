@@ -19,9 +19,9 @@ Positions = slice | Tensor
 Block = tuple[Positions, Tensor]
 
 
-def spans(count: int, row_bytes: int, *, budget: int = BUDGET) -> Iterator[slice]:
-    """Cut ``count`` rows into slices of about ``budget`` bytes, at least :data:`MIN_ROWS` rows each."""
-    step = max(MIN_ROWS, budget // max(1, row_bytes))
+def spans(count: int, row_bytes: int) -> Iterator[slice]:
+    """Cut ``count`` rows into slices of about :data:`BUDGET` bytes, at least :data:`MIN_ROWS` rows each."""
+    step = max(MIN_ROWS, BUDGET // max(1, row_bytes))
     for start in range(0, count, step):
         yield slice(start, min(count, start + step))
 

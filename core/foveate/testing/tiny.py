@@ -175,7 +175,7 @@ class TinySource(AttentionSource):
 
     def __init__(self, config: TinyConfig = TinyConfig(), seed: int = 0) -> None:
         self.config = config
-        self._module = TinyViT(config, seed)
+        self._module: nn.Module = TinyViT(config, seed)
         self.card = ModelCard(id="tiny", source="tiny", adapter=type(self).__name__, family="tiny")
 
     @classmethod
