@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log, pi
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def endpoints(
     times = 1 - torch.arange(steps + 1, dtype=noise.dtype, device=noise.device) / steps
     levels = schedule(times)
     x = noise
-    for now, following in zip(levels[:-1], levels[1:], strict=True):
+    for now, following in pairwise(levels):
         velocity = network({"y": x, "emb": embedding, "gamma": now.expand(len(x))})
         x = normalize(x + (following - now) * velocity, dim=-1)
     return x

@@ -76,7 +76,7 @@ class ModulatedBlock(nn.Module):
 class VelocityNetwork(nn.Module):
     """Velocity on R^3 of a point at a noise level, given an image embedding."""
 
-    def __init__(self, input_dim: int = 3, dim: int = 512, depth: int = 12, expansion: int = 4, cond_dim: int = 1024):
+    def __init__(self, input_dim: int, dim: int, depth: int, expansion: int, cond_dim: int) -> None:
         super().__init__()
         self.time_embedder = LevelEmbedding(dim // 4, dim)
         self.cond_mapper = nn.Linear(cond_dim, dim)
@@ -102,7 +102,9 @@ def network_fields(config: Mapping[str, Any]) -> dict[str, int]:
     try:
         fields = {name: int(config[name]) for name in FIELDS}
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"PLONK config: {error!r}", remedy=f"it needs whole numbers for {', '.join(FIELDS)}") from error
+        raise ModelError(
+            f"PLONK config: {error!r}", remedy=f"it needs whole numbers for {', '.join(FIELDS)}"
+        ) from error
     if fields["input_dim"] != 3:
         raise ModelError(
             f"PLONK config: input_dim {fields['input_dim']}; locations are unit vectors in 3 dimensions"

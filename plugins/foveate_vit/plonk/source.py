@@ -4,7 +4,7 @@ The flow network has no attention, so the sites are the encoder's (StreetCLIP's 
 differentiable down to the pixels:
 
 - ``cosine``: mean cosine of the sampled places to the bound location;
-- ``geodesic``: minus their mean great-circle distance to it, km;
+- ``geodesic``: minus their mean great-circle distance to it, km (rounded off below 1 km);
 - ``log_likelihood``: log density of the bound location, nats per steradian.
 
 The noise that sampling starts from is drawn once from ``seed``, the same for every photo, and frozen in the
@@ -30,14 +30,14 @@ from foveate_vit.loading import Loaded, load_model, read_side_file, torch_dtype
 from foveate_vit.plonk import upstream
 from foveate_vit.plonk.flow import endpoints, log_likelihood
 from foveate_vit.plonk.network import VelocityNetwork, network_fields
-from foveate_vit.plonk.sphere import distance_km, medoid, resultant_length, to_degrees, to_unit
+from foveate_vit.plonk.sphere import medoid, resultant_length, softened_km, to_degrees, to_unit
 from foveate_vit.vision import VisionSource, _adapter, one_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BACKENDS = ("auto", "direct", "diff-plonk")
-ENCODER_LICENCE = "the encoder StreetCLIP is CC-BY-NC-4.0"
+STREETCLIP_LICENCE = "the encoder StreetCLIP is CC-BY-NC-4.0"
 
 
 class Geolocator(nn.Module):
@@ -87,7 +87,7 @@ class PlonkSource(VisionSource):
         super().__init__(loaded, family)
         if samples < 2:
             raise UsageError(
-                f"plonk: samples={samples}; with one sample the cosine to the predicted place is 1 with zero gradient",
+                f"plonk: samples={samples}: one draw is its own predicted place, so the cosine has zero gradient",
                 remedy="at least 2, by default 16",
             )
         self.targets = type(self).targets
@@ -127,10 +127,10 @@ class PlonkSource(VisionSource):
         )
         network, digest = _open_network(build, place, row, network_config, seed)
         network.to(device=device, dtype=torch_dtype(dtype)).eval().requires_grad_(False)
-        loaded = replace(eye, model=Geolocator(eye.model, network).eval(), card=_card(row, eye, used, digest))
-        return cls(
-            loaded, row.family, samples=samples, steps=steps, likelihood_steps=likelihood_steps, seed=seed
+        loaded = replace(
+            eye, model=Geolocator(eye.model, network).eval(), card=_card(row, eye, place, used, digest)
         )
+        return cls(loaded, row.family, samples=samples, steps=steps, likelihood_steps=likelihood_steps, seed=seed)
 
     def encode(self, samples: Sequence[Sample]) -> Batch:
         """As :meth:`VisionSource.encode`; ``per_sample["location"]``: true unit vectors, NaN where unknown."""
@@ -179,7 +179,7 @@ class PlonkSource(VisionSource):
             ).float()
         places = self._places_of(embedding, bound.context["noise"].to(embedding))
         if one_kind(bound) == "geodesic":
-            return -distance_km(places, location[:, None]).mean(1).float()
+            return -softened_km(places, location[:, None]).mean(1).float()
         return (places * location[:, None]).sum(-1).mean(1).float()
 
     def facts(self) -> Mapping[str, Any]:
@@ -260,7 +260,7 @@ def _network_file(place: str, revision: str) -> Path:
     if path.is_dir():
         found = files.weight_files(path)
         if len(found) != 1:
-            raise ModelError(f"plonk: {len(found)} weight files in {path}", remedy="exactly one: model.safetensors")
+            raise ModelError(f"plonk: {len(found)} weight files in {path}", remedy="one file")
         return found[0]
     from transformers.utils import cached_file
 
@@ -274,11 +274,11 @@ def _network_file(place: str, revision: str) -> Path:
         ) from error
 
 
-def _card(row: Any, eye: Loaded, backend: str, digest: str) -> Any:
+def _card(row: Any, eye: Loaded, place: str, backend: str, digest: str) -> Any:
     return replace(
         eye.card,
         id=row.id,
-        source=str(getattr(row, "weights", None) or row.id) if eye.place != "random" else "random",
+        source=place,
         licence=getattr(row, "licence", "unverified"),
         provenance=getattr(row, "provenance", ""),
         revision=getattr(row, "revision", "") or "",
@@ -287,7 +287,7 @@ def _card(row: Any, eye: Loaded, backend: str, digest: str) -> Any:
             *eye.card.notes,
             f"network: {backend}",
             f"encoder: {eye.card.id}, sha256 {eye.card.weights_sha256 or 'unknown'}",
-            ENCODER_LICENCE,
+            *([STREETCLIP_LICENCE] if "StreetCLIP" in eye.card.id else []),
         ),
     )
 

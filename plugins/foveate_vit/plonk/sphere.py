@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 EARTH_KM = 6371.0088
 """Mean radius of the Earth, km (IUGG; Moritz 2000, Geodetic Reference System 1980)."""
+SOFT_KM = 1.0
+"""Far below the tens of kilometres that matter to a geolocator, far above float32's half metre."""
 
 
 def to_unit(degrees: Tensor) -> Tensor:
@@ -34,6 +36,15 @@ def distance_km(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = torch.broadcast_tensors(a, b)
     return EARTH_KM * torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
+
+
+def softened_km(a: Tensor, b: Tensor) -> Tensor:
+    """:func:`distance_km` with its kink at zero rounded off within :data:`SOFT_KM` (pseudo-Huber).
+
+    The predicted place is one of the draws, at distance zero from itself, where the gradient of the plain
+    distance has the full length and the direction of rounding errors.
+    """
+    return (distance_km(a, b).square() + SOFT_KM**2).sqrt() - SOFT_KM
 
 
 def medoid(points: Tensor) -> Tensor:

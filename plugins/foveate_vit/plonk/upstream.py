@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,8 +25,15 @@ INSTALL = "pip install --no-deps diff-plonk && pip install geoopt einops torchdi
 
 
 def is_available() -> bool:
-    """Whether diff-plonk and what its network needs are installed. Imports nothing."""
-    return all(_found(name) for name in ("plonk", "einops", "huggingface_hub"))
+    """Whether the distribution diff-plonk and what its network imports are installed. Imports nothing.
+
+    The distribution, not the name: a folder called ``plonk`` in the working directory is no package.
+    """
+    try:
+        distribution("diff-plonk")
+    except PackageNotFoundError:
+        return False
+    return all(find_spec(name) is not None for name in ("plonk", "einops", "huggingface_hub"))
 
 
 def network_class() -> type[nn.Module]:
@@ -57,10 +65,3 @@ def _without_init(package: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[package]  # a later `import plonk` gets the real package
-
-
-def _found(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
