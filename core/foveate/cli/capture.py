@@ -58,6 +58,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @plan_options
 @click.option("--batch-size", default=8, show_default=True, help="Samples a forward pass.")
 @click.option("--top", default=5, show_default=True, help="Answers kept a sample.")
+@click.option("--retry-failed", is_flag=True, help="Try the failed samples of an existing run again.")
 @click.option("--target-kind", metavar="KIND", help="Also store the score of this target (see inspect).")
 @model_options
 @dry_run_option
@@ -68,6 +69,7 @@ def command(
     output: Path,
     batch_size: int,
     top: int,
+    retry_failed: bool,
     target_kind: str | None,
     dry_run: bool,
     as_json: bool,
@@ -104,6 +106,7 @@ def command(
             options=opening(options),
             target=Target(target_kind) if target_kind else None,
             top=top,
+            retry_failed=retry_failed,
             progress=progress,
         )
     _show_report(report, as_json)

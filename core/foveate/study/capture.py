@@ -68,13 +68,15 @@ def run_capture(
     options: Mapping[str, Any] | None = None,
     target: Target | None = None,
     top: int = 5,
+    retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> CaptureReport:
     """Capture every sample of ``inputs`` into the run ``out``, or continue the run that is there.
 
     ``plan`` defaults to readout rows, entropy and received attention of every site. ``reference`` and
     ``options`` record how the source was opened, so that :meth:`foveate.data.run.Run.open_source` can do it
-    again. With ``target``, its label and score are stored, too. ``progress`` is told of samples done.
+    again. With ``target``, its label and score are stored, too. ``retry_failed`` computes the commit batches
+    that hold failed samples once more (the files were repaired). ``progress`` is told of samples done.
 
     A sample that fails is recorded with its reason. Raises StoreError (a run of another configuration, no
     space), SampleError (nothing could be captured), and what the source raises about itself.
@@ -83,7 +85,7 @@ def run_capture(
     config = job.config(reference, options or {})
     notes = job.notes(reference, options or {})
     started = time.monotonic()
-    arrays, kept = _resume(job, config) if job.out.exists() else (_start(job, config, notes), [])
+    arrays, kept = _resume(job, config, retry_failed) if job.out.exists() else (_start(job, config, notes), [])
     if progress and kept:
         progress(len(kept))
     try:
@@ -154,7 +156,7 @@ class _Job:
     def probe(self) -> tuple[int, float]:
         """Capture batches until a sample succeeds, so that shapes are known: samples tried, seconds.
 
-        Raises SampleError listing the reasons where all of them fail.
+        Where all of them fail, raises SampleError listing the reasons, or what no sample explains.
         """
         reasons: dict[str, str] = {}
         for part in batches(len(self.manifest), self.batch_size):
@@ -165,6 +167,8 @@ class _Job:
             if any(result.record.status == OK for result in results.values()):
                 return len(positions), time.monotonic() - started
             reasons |= {self.manifest.ids[i]: result.record.failure for i, result in results.items()}
+        if self.worker.in_a_row:
+            raise self.worker.in_a_row[0]
         raise SampleError(
             f"none of {len(self.manifest)} samples could be captured:\n  "
             + "\n  ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:20])
@@ -258,7 +262,7 @@ def _start(job: _Job, config: Mapping[str, Any], notes: Mapping[str, Any]) -> Ba
     return BatchedArrays(job.out, specs, batch, Ledger(job.out))
 
 
-def _resume(job: _Job, config: Mapping[str, Any]) -> tuple[BatchedArrays, list[int]]:
+def _resume(job: _Job, config: Mapping[str, Any], retry_failed: bool) -> tuple[BatchedArrays, list[int]]:
     """The arrays of the run that is there, if it is of the same configuration, and the positions it has."""
     attrs = read_attrs(job.out)
     different = differences(attrs.get("config"), config)
@@ -269,6 +273,10 @@ def _resume(job: _Job, config: Mapping[str, Any]) -> tuple[BatchedArrays, list[i
             remedy="write to another path, or remove that run first; the same call as before would continue it",
         )
     ledger = prepare_resume(job.out)
+    if retry_failed:
+        for number, entry in ledger.entries().items():
+            if any(sample["status"] == FAILED for sample in entry["samples"]):
+                ledger.forget(number)
     specs = stored_specs(job.out, attrs["arrays"])
     arrays = BatchedArrays(job.out, specs, int(attrs["commit_batch"]), ledger)
     return arrays, [i for entry in ledger.entries().values() for i in range(entry["start"], entry["stop"])]

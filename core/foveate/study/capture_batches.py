@@ -1,8 +1,8 @@
 """One model batch of a capture: decode, encode, forward under the tap, and one result a sample.
 
 A bad sample never takes its neighbours with it: where a batch fails it is done again one by one, and what
-fails alone is recorded with its reason. Errors that are about the model or the plugin, not about a sample,
-end the run.
+fails alone is recorded with its reason. Errors that are about the model or the plugin end the run, and so
+does a row of failures that no sample explains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from foveate.data.labels import VARIABLES, as_index, same_tokens, token_coordina
 from foveate.data.manifest import Manifest
 from foveate.data.records import FAILED, OK, SampleRecord, judge
 from foveate.data.schema import plain
-from foveate.errors import FoveateError, SampleError
+from foveate.errors import CaptureError, FoveateError, SampleError
 from foveate.geometry import CellGrid
 from foveate.interfaces import AttentionSource, Batch, CapturePlan, Sample, Site, Target, TokenAxis
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from foveate.capture.engine import Captured, SiteCapture
     from foveate.data.labels import Coordinate
+
+TOLERATED_IN_A_ROW = 8
+"""So many unexplained failures one after the other, and the run stops instead of failing every sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,8 @@ class BatchCapture:
         self.frames: dict[str, SiteFrame] = {}
         self.cells: CellGrid | None = None
         self.certificate: dict[str, Any] = {}
+        self.in_a_row: list[Exception] = []
+        """Failures since the last success for which no sample was to blame by itself."""
 
     def run(self, positions: Sequence[int]) -> dict[int, SampleResult]:
         """Results of the samples at ``positions``. Raises only what is not about a sample."""
@@ -112,18 +117,29 @@ class BatchCapture:
         return results | self._together(loaded)
 
     def _together(self, loaded: Mapping[int, Sample]) -> dict[int, SampleResult]:
+        """Results of samples in one forward or, where that fails, one by one."""
         if not loaded:
             return {}
         try:
             captured = self._capture(list(loaded.values()))
-            return dict(zip(loaded, captured, strict=True))
         except Exception as error:
-            if not _about_a_sample(error):
+            if _about_all_samples(error):
                 raise
             if len(loaded) == 1:
+                self._count(error)
                 return {position: failed(error, sample) for position, sample in loaded.items()}
+        else:
+            self.in_a_row.clear()
+            return dict(zip(loaded, captured, strict=True))
         _free_memory()
         return {p: result for p, sample in loaded.items() for p, result in self._together({p: sample}).items()}
+
+    def _count(self, error: Exception) -> None:
+        """End the run where failure after failure is not about the samples (a lost device, a wrong plugin)."""
+        if not isinstance(error, SampleError):
+            self.in_a_row.append(error)
+        if len(self.in_a_row) >= TOLERATED_IN_A_ROW:
+            raise self.in_a_row[0]
 
     def _capture(self, samples: Sequence[Sample]) -> list[SampleResult]:
         from foveate.capture.engine import capture_batch
@@ -202,9 +218,10 @@ def failed(
     return SampleResult(SampleRecord(FAILED, failure=" ".join(reason.split()), sha256=sha256))
 
 
-def _about_a_sample(error: Exception) -> bool:
-    """foveate's own errors about models, plugins, usage and capture concern every sample alike."""
-    return isinstance(error, SampleError) or not isinstance(error, (FoveateError, ImportError))
+def _about_all_samples(error: Exception) -> bool:
+    """foveate's errors about usage, models and plugins, and missing packages, concern every sample alike."""
+    ours = isinstance(error, FoveateError) and not isinstance(error, (SampleError, CaptureError))
+    return ours or isinstance(error, ImportError)
 
 
 def _frame(source: AttentionSource, capture: SiteCapture) -> SiteFrame:
