@@ -1,0 +1,240 @@
+"""The job behind ``foveate metrics``: every metric of every site of a run, written into the run.
+
+One pass over a site's rows serves all its metrics, in bounded memory; a job that was cut off continues. Where
+capture kept an exact reduction over every row (float32), that is used in preference to the stored rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from foveate.data.labels import tokens_of
+from foveate.data.run import Run
+from foveate.errors import FoveateError, UsageError
+from foveate.interfaces import Metric
+from foveate.metrics import labelled
+from foveate.metrics.labelled import Keys, Tokens
+from foveate.metrics.reduced import is_reducible, reduced_blocks
+from foveate.plugins.manager import plugin_manager
+
+Progress = Callable[[int], None]
+Blocks = Iterator[tuple[int, dict[str, NDArray[np.float32]]]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A product that the run holds now."""
+
+    site: str
+    metric: str
+    product: str
+    computed_from: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A metric that a site cannot give, and why."""
+
+    site: str
+    metric: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class MeasureReport:
+    """What was measured and what was not."""
+
+    path: Path
+    keys: Keys
+    written: tuple[Measured, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One stored array of a site and the metrics that it gives."""
+
+    site: str
+    array: xr.DataArray
+    metrics: tuple[Metric, ...]
+    computed_from: str
+    walk: Callable[[xr.DataArray, Sequence[int]], Blocks]
+    count: Mapping[str, int | str]
+
+
+def measure_run(
+    run: Run | Path | str,
+    metrics: Sequence[str | Metric] | None = None,
+    *,
+    sites: Iterable[str] | None = None,
+    keys: Keys = "patch",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MeasureReport:
+    """Write ``metrics/<site>/<metric>`` for every site; default: all metrics that are installed.
+
+    ``keys`` is as in :mod:`foveate.metrics.labelled`. A metric that a site cannot give is reported as skipped;
+    UsageError where nothing at all can be given, or a name is unknown. StoreError where a product is there
+    with other settings, unless ``overwrite``. ``progress`` is told of samples done.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    chosen, skipped = load_metrics(metrics)
+    parts: list[_Part] = []
+    for site in sites if sites is not None else run.site_ids:
+        found, missing = _parts(run, site, chosen, keys)
+        parts += found
+        skipped += missing
+    if not parts:
+        raise _nothing(run, skipped)
+    written = [measured for part in parts for measured in _write(run, part, keys, overwrite, progress)]
+    return MeasureReport(run.path, keys, tuple(written), tuple(skipped))
+
+
+def load_metrics(metrics: Sequence[str | Metric] | None) -> tuple[list[Metric], list[Skipped]]:
+    """Metrics by name, or all that are installed; one that does not load is skipped unless it was named."""
+    manager = plugin_manager()
+    if metrics is not None:
+        return [manager.spec("metric", m).create() if isinstance(m, str) else m for m in metrics], []
+    loaded, broken = [], []
+    for spec in manager.specs("metric"):
+        try:
+            loaded.append(spec.create())
+        except FoveateError as error:
+            broken.append(Skipped("", spec.name, error.message))
+    return loaded, broken
+
+
+def product_name(site: str, metric: str) -> str:
+    """Where a metric of a site lies in a run."""
+    return f"metrics/{site}/{metric}"
+
+
+def _nothing(run: Run, skipped: Sequence[Skipped]) -> UsageError:
+    reasons = "; ".join(sorted({f"{s.metric}: {s.reason}" for s in skipped})) or "the run holds no site"
+    return UsageError(f"{run.path}: nothing can be measured ({reasons})", remedy="capture what the metrics need")
+
+
+# ------------------------------------------------------------------------- which array gives which metric
+
+
+def _parts(run: Run, site_id: str, metrics: Sequence[Metric], keys: Keys) -> tuple[list[_Part], list[Skipped]]:
+    site = run.site(site_id)
+    by_reduction: dict[str, list[Metric]] = {}
+    from_rows: list[Metric] = []
+    skipped: list[Skipped] = []
+    key = _tokens(site, "key")
+    for metric in metrics:
+        reason = _no_keys(key, labelled.keys_of(metric.info, keys))
+        if reason:
+            skipped.append(Skipped(site_id, metric.info.name, reason))
+        elif is_reducible(metric, site, keys):
+            by_reduction.setdefault(metric.reduction, []).append(metric)
+        elif reason := _no_rows(site, metric):
+            skipped.append(Skipped(site_id, metric.info.name, reason))
+        else:
+            from_rows.append(metric)
+    parts = [_reduced_part(site_id, site, name, tuple(given), keys) for name, given in by_reduction.items()]
+    return parts + ([_rows_part(site_id, site, tuple(from_rows), keys)] if from_rows else []), skipped
+
+
+def _no_keys(key: Tokens, keys: Keys) -> str:
+    try:
+        labelled.key_count(key, keys)
+    except UsageError as error:
+        return f"{error.message}; {error.remedy}"
+    return ""
+
+
+def _no_rows(site: xr.Dataset, metric: Metric) -> str:
+    """Why the stored rows do not give this metric; empty where they do."""
+    if "attention" not in site:
+        return "no attention rows were kept"
+    rows = labelled.standard(site["attention"])
+    complete = site.attrs.get("rows") == "all"
+    return labelled.unmet(metric.info, rows, _tokens(site, "query"), _tokens(site, "key"), all_rows=complete)
+
+
+def _tokens(site: xr.Dataset, axis: str) -> Tokens:
+    """The axis' tokens: one table, or one a sample where they differ."""
+    if "sample" not in site[f"{axis}_kind"].dims:
+        return tokens_of(site, axis)
+    return [tokens_of(site, axis, i) for i in range(site.sizes["sample"])]
+
+
+def _of(tokens: Tokens, positions: Sequence[int]) -> Tokens:
+    return [tokens[i] for i in positions] if isinstance(tokens, list) else tokens
+
+
+def _rows_part(site_id: str, site: xr.Dataset, metrics: tuple[Metric, ...], keys: Keys) -> _Part:
+    rows, query, key = labelled.standard(site["attention"]), _tokens(site, "query"), _tokens(site, "key")
+
+    def walk(part: xr.DataArray, positions: Sequence[int]) -> Blocks:
+        return labelled.blocks(part, metrics, query=_of(query, positions), key=_of(key, positions), keys=keys)
+
+    return _Part(site_id, rows, metrics, f"stored {rows.dtype}", walk, _counts(metrics, key, keys))
+
+
+def _reduced_part(site_id: str, site: xr.Dataset, name: str, metrics: tuple[Metric, ...], keys: Keys) -> _Part:
+    array, key = site[name], _tokens(site, "key")
+
+    def walk(part: xr.DataArray, positions: Sequence[int]) -> Blocks:
+        given = [metric for metric in metrics if is_reducible(metric, site, keys)]
+        return reduced_blocks(part, given, key=_of(key, positions), keys=keys)
+
+    source = f"{array.dtype} at capture, every row"
+    return _Part(site_id, array, metrics, source, walk, _counts(metrics, key, keys))
+
+
+def _counts(metrics: Sequence[Metric], key: Tokens, keys: Keys) -> dict[str, int | str]:
+    return {m.info.name: labelled.key_count(key, labelled.keys_of(m.info, keys)) for m in metrics}
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+def _write(run: Run, part: _Part, keys: Keys, overwrite: bool, progress: Progress | None) -> list[Measured]:
+    """Compute the part's metrics for every captured sample that lacks one of them."""
+    probe = next(part.walk(part.array.isel(sample=slice(0, 1)), [0]))[1]
+    with ExitStack() as stack:
+        writers = {
+            metric.info.name: stack.enter_context(
+                run.product_writer(
+                    product_name(part.site, metric.info.name),
+                    *_layout(part, metric, probe[metric.info.name].shape[1:], keys),
+                    overwrite=overwrite,
+                )
+            )
+            for metric in part.metrics
+        }
+        waiting = sorted({int(i) for writer in writers.values() for i in writer.pending(run.ok)})
+        if waiting:
+            for start, block in part.walk(part.array.isel(sample=waiting), waiting):
+                positions = waiting[start : start + len(next(iter(block.values())))]
+                for name, values in block.items():
+                    writers[name].write(positions, {name: values})
+                if progress:
+                    progress(len(positions))
+    return [
+        Measured(part.site, m.info.name, product_name(part.site, m.info.name), part.computed_from)
+        for m in part.metrics
+    ]
+
+
+def _layout(
+    part: _Part, metric: Metric, shape: tuple[int, ...], keys: Keys
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Variables, coordinates and attributes of one product."""
+    info = metric.info
+    dims = labelled.result_dims(info, part.array.dims)
+    attrs = labelled.describe(info, keys=keys, count=part.count[info.name], computed_from=part.computed_from)
+    variables = {info.name: (dims, (part.array.sizes["sample"], *shape), "float32", attrs)}
+    coords = {str(n): c for n, c in part.array.coords.items() if set(c.dims) <= set(dims) and n != "sample"}
+    return variables, coords, {"site": part.site, "metric": info.name, **attrs}
