@@ -75,6 +75,8 @@ def seeded(seed: int = 0, sharpness: float = 5.0) -> BlockViT:
         if value.dim() > 1:
             fan_in = 1.0 if name in ("register", "position") else value[0].numel()
             value.normal_(0.0, fan_in**-0.5, generator=generator)
+        elif name.endswith("bias"):
+            value.zero_()
         if name.endswith("to_qkv.weight"):
             value[: 2 * WIDE] *= sharpness**0.5
     return model.eval()

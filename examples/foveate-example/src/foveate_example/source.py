@@ -155,12 +155,13 @@ def _letterbox(pixels: Any) -> tuple[Any, Geometry]:
 
 
 def _loaded(path: Path) -> BlockViT:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     model = BlockViT()
     try:
         model.load_state_dict(load_file(path))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{path}: not weights of BlockViT: {error}", remedy="give a safetensors file of it"
         ) from error
