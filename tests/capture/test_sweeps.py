@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from capture.twin import explicit
 from foveate.capture.gradient_maps import grad_attention, legrad
 from foveate.capture.gradients import rounds_of
 from foveate.capture.relevance import relevance
@@ -16,7 +17,6 @@ from foveate.interfaces import BoundTarget, CallKey, OpaqueStep, Target, TargetR
 from foveate.testing.oracles import (
     encoder_decoder_relevance,
     entropy_rows,
-    explicit_tiny_vit,
     positive_gradient,
     relevance_matrix,
     rollout_matrix,
@@ -39,17 +39,9 @@ def traced(style="sdpa", layers=3, count=3):
     return trace(source, source.encode(tiny_samples(count)), grad=True)
 
 
-def explicit(source, batch, score):
+def explicit_pairs(source, batch, score):
     """(A, dL/dA) of every layer and sample, from an independent float64 forward with matrices."""
-    plain = TinySource(replace(source.config, style="sdpa"))
-    names = {"in_proj_weight": "qkv.weight", "in_proj_bias": "qkv.bias", "out_proj": "proj"}
-    state = {}
-    for name, value in source.module.state_dict().items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        state[name] = value
-    plain.module.load_state_dict(state)
-    logits, matrices = explicit_tiny_vit(plain.module, batch.inputs.detach())
+    logits, matrices = explicit(source, batch)
     slopes = torch.autograd.grad(score(logits), matrices)
     return [[(a.detach()[i], g[i]) for a, g in zip(matrices, slopes, strict=True)] for i in range(len(batch))]
 
@@ -69,7 +61,7 @@ def test_the_oracle_models_attention_is_peaked():
 @pytest.mark.parametrize(("fuse", "residual"), [("mean", 0.5), ("max", 0.5), ("min", 0.3), ("mean", 0.0)])
 def test_rollout_equals_the_matrix_product(style, fuse, residual):
     t = traced(style)
-    pairs = explicit(t.source, t.batch, torch.sum)
+    pairs = explicit_pairs(t.source, t.batch, torch.sum)
     found = rollout(t, residual=residual, fuse=fuse)
     for i, layers in enumerate(pairs):
         truth = rollout_matrix([a for a, _ in layers], residual=residual, fuse=fuse)[0]
@@ -94,7 +86,7 @@ def test_relevance_equals_the_matrix_recursion(style, scale):
         table = logits.softmax(-1) if scale == "probability" else logits
         return table[range(3), classes].sum()
 
-    pairs = explicit(t.source, t.batch, score)
+    pairs = explicit_pairs(t.source, t.batch, score)
     found, last, mean = relevance(t, bound), grad_attention(t, bound), legrad(t, bound)
     for i, layers in enumerate(pairs):
         identity = torch.eye(17, dtype=torch.float64)[0]
