@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from foveate.cli import VERBS
 
 HEAVY = ("torch", "numpy", "pandas", "xarray", "zarr", "matplotlib", "scipy", "transformers", "captum", "PIL")
 COMMANDS = [
@@ -20,7 +23,7 @@ COMMANDS = [
     ["models"],
     ["models", "--json"],
     ["models", "--families"],
-    *([verb, "--help"] for verb in ("doctor", "inspect", "models", "plugins")),
+    *([verb, "--help"] for verb in VERBS if find_spec(f"foveate.cli.{verb}")),
 ]
 RUN = """
 import json, sys
@@ -37,19 +40,25 @@ GREEDY = (
 
 def imported_by(arguments: list[str], *, path: Path | None = None, **environment: str) -> list[str]:
     """Heavy packages in ``sys.modules`` after a command has run in a fresh interpreter."""
+    done = run_main(arguments, path=path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    return list(json.loads(done.stderr.splitlines()[-1]))
+
+
+def run_main(
+    arguments: list[str], *, path: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FOVEATE_")}
     if path is not None:
         inherited["PYTHONPATH"] = str(path)
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", RUN.format(heavy=HEAVY), *arguments],
         capture_output=True,
         text=True,
         env=inherited | environment,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    return list(json.loads(done.stderr.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
@@ -74,3 +83,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code += f"; foveate.hookimpl, foveate.MetricSpec; print([n for n in {HEAVY!r} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split("\n")[:2] == ["[]", "[]"]
+
+
+def test_completion_knows_the_verbs_and_imports_nothing_heavy() -> None:
+    found = run_main([], _FOVEATE_COMPLETE="bash_complete", COMP_WORDS="foveate do", COMP_CWORD="1")
+    assert found.stdout.split() == ["plain,doctor"]
+    assert json.loads(found.stderr.splitlines()[-1]) == []
