@@ -82,6 +82,18 @@ def open_tiny(case: str, *, seed: int = 0, **options: Any) -> AttentionSource:
     return source
 
 
+NETWORK = {"input_dim": 3, "dim": 32, "depth": 2, "expansion": 2, "cond_dim": 32}
+
+
+def open_plonk(**options: Any) -> Any:
+    """PLONK's two parts with random, sharpened weights, and few steps."""
+    options = {"samples": 5, "steps": 8, "likelihood_steps": 6, "backend": "direct", **options}
+    config = SHAPE | {"model_type": "clip_vision_model"}
+    source = open_source("plonk", weights="random", config=config, network_config=NETWORK, **options)
+    sharpen(source.module)
+    return source
+
+
 @torch.no_grad()
 def sharpen(module: nn.Module, seed: int = 0, factor: float = 1.7) -> None:
     """Fan-in scaled normal weights; q and k times ``factor``; tokens and positions of unit size."""

@@ -65,7 +65,7 @@ class ContrastiveSource(VisionSource):
         self.targets = self._target_kinds()
 
     @classmethod
-    def open(  # type: ignore[override]
+    def open(
         cls,
         row: Any,
         *,
@@ -148,8 +148,8 @@ class ContrastiveSource(VisionSource):
             return None
         cosine = torch.nn.functional.normalize(image, dim=-1) @ texts.to(image).T
         scaled = cosine * self._module.logit_scale.exp()
-        bias = getattr(self._module, "logit_bias", None)
-        return scaled if bias is None else scaled + bias
+        logits: Tensor = scaled + getattr(self._module, "logit_bias", 0.0)
+        return logits
 
     def _embed_prompts(self, loaded: Loaded, prompts: Prompts, tokenizer: Any) -> Tensor:
         if not self.has_text:

@@ -164,7 +164,8 @@ class Recipe:
         scaled = values if self.rescale_first else self._rescaled(values)
         if self.mean is None or self.std is None:
             return scaled
-        result: NDArray[np.float32] = (scaled - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        result: NDArray[np.float32] = (scaled - mean) / std
         return result
 
 

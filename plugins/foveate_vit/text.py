@@ -54,7 +54,8 @@ class TextSource(AttentionSource):
 
     def __init__(self, loaded: Loaded, family: Any, *, tokenizer: Any = None) -> None:
         self.card = loaded.card
-        self._module = loaded.model
+        self._module: Any = loaded.model
+        self.tower: Any
         self.tower, path = text_tower(loaded.model)
         sites = family_sites(family.sites, self.tower, path, "text.", family.layout)
         self.is_causal = str(self.tower.config.model_type).startswith("clip")
@@ -63,7 +64,7 @@ class TextSource(AttentionSource):
         self.length = int(self.tower.config.max_position_embeddings)
 
     @classmethod
-    def open(
+    def open(  # type: ignore[override]
         cls,
         row: Any,
         *,
@@ -76,14 +77,23 @@ class TextSource(AttentionSource):
         seed: int = 0,
     ) -> TextSource:
         """Open a registry row. Raises ModelError, MissingDependencyError."""
-        given = {"architecture": architecture, "config": config, "seed": seed}
-        loaded = load_model(row, adapter=_adapter(cls), weights=weights, device=device, dtype=dtype, **given)
+        loaded = load_model(
+            row,
+            adapter=_adapter(cls),
+            weights=weights,
+            device=device,
+            dtype=dtype,
+            architecture=architecture,
+            config=config,
+            seed=seed,
+        )
         return cls(loaded, row.family, tokenizer=tokenizer)
 
     @property
     def module(self) -> nn.Module:
         """The model of transformers: the whole one where it has both towers."""
-        return self._module
+        module: nn.Module = self._module
+        return module
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -130,7 +140,7 @@ class TextSource(AttentionSource):
 
     @property
     def _embedding_layer(self) -> nn.Module:
-        layer: nn.Module = self.tower.embeddings.token_embedding  # type: ignore[union-attr, assignment]
+        layer: nn.Module = self.tower.embeddings.token_embedding
         return layer
 
     def predictions(self, outputs: Tensor, batch: Batch) -> list[list[Prediction]]:

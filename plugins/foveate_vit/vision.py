@@ -63,8 +63,9 @@ class VisionSource(AttentionSource):
 
     def __init__(self, loaded: Loaded, family: Any, *, image_size: int | Sequence[int] | None = None) -> None:
         self.card = loaded.card
-        self._module = loaded.model
+        self._module: Any = loaded.model
         self._paths: Mapping[str, Any] = family.layout
+        self.tower: Any
         self.tower, self._tower_path = vision_tower(loaded.model)
         self.layout = Layout.of(self.tower.config, self._paths)
         self._sites = family_sites(family.sites, self.tower, self._tower_path, "vision.", self._paths)
@@ -72,7 +73,7 @@ class VisionSource(AttentionSource):
         self.targets: tuple[str, ...] = ("class",) if self.is_classifier else ("feature",)
 
     @classmethod
-    def open(
+    def open(  # type: ignore[override]  # options are named, so that a wrong one is refused
         cls,
         row: Any,
         *,
@@ -102,7 +103,8 @@ class VisionSource(AttentionSource):
     @property
     def module(self) -> nn.Module:
         """The model of transformers, in eval mode."""
-        return self._module
+        module: nn.Module = self._module
+        return module
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -128,11 +130,10 @@ class VisionSource(AttentionSource):
     def facts(self) -> Mapping[str, Any]:
         """Shapes of the live model on its own input size, to be held against the registry's ``expect``."""
         height, width = self.recipe.output_size() or self.layout.image
-        one = lambda pair: pair[0] if pair[0] == pair[1] else list(pair)  # noqa: E731
         return {
             "architecture": type(self._module).__name__,
-            "image": one((height, width)),
-            "patch": one(self.layout.patch),
+            "image": _side((height, width)),
+            "patch": _side(self.layout.patch),
             "grid": list(self.layout.grid(height, width)),
             "prefix": len(self.layout.prefix),
             "registers": self.layout.prefix.count("register"),
@@ -366,6 +367,10 @@ def one_kind(bound: BoundTarget) -> str:
     if len(kinds) > 1:
         raise CaptureError(f"rows of one target mix kinds {sorted(kinds)}")
     return next(iter(kinds), "")
+
+
+def _side(pair: tuple[int, int]) -> int | list[int]:
+    return pair[0] if pair[0] == pair[1] else list(pair)
 
 
 def _adapter(cls: type) -> str:

@@ -172,7 +172,7 @@ class PlonkSource(VisionSource):
         location = bound.context["location"].to(embedding)
         if one_kind(bound) == "log_likelihood":
             return log_likelihood(
-                self._module.network,  # type: ignore[arg-type]
+                self._module.network,
                 embedding,
                 location,
                 steps=self.likelihood_steps,
@@ -193,7 +193,7 @@ class PlonkSource(VisionSource):
 
     def _places_of(self, embedding: Tensor, noise: Tensor) -> Tensor:
         rows = embedding.repeat_interleave(noise.shape[1], dim=0)
-        ends = endpoints(self._module.network, rows, noise.reshape(-1, 3), steps=self.steps)  # type: ignore[arg-type]
+        ends = endpoints(self._module.network, rows, noise.reshape(-1, 3), steps=self.steps)
         return ends.view(len(embedding), -1, 3)
 
     def _remedy(self, kind: str) -> str:
@@ -299,9 +299,9 @@ def _prediction(degrees: Sequence[float], score: float) -> Prediction:
 
 
 def _true_degrees(sample: Sample) -> tuple[float, float]:
-    values = [sample.columns.get(name) for name in ("latitude", "longitude")]
+    values: list[Any] = [sample.columns.get(name) for name in ("latitude", "longitude")]
     try:
-        latitude, longitude = (float(v) for v in values)  # type: ignore[arg-type]
+        latitude, longitude = (float(v) for v in values)
     except (TypeError, ValueError):
         return float("nan"), float("nan")
     return latitude, longitude

@@ -35,7 +35,8 @@ def distance_km(a: Tensor, b: Tensor) -> Tensor:
     float32 and its gradient explodes there.
     """
     a, b = torch.broadcast_tensors(a, b)
-    return EARTH_KM * torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
+    kilometres: Tensor = EARTH_KM * torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
+    return kilometres
 
 
 def softened_km(a: Tensor, b: Tensor) -> Tensor:
@@ -44,7 +45,8 @@ def softened_km(a: Tensor, b: Tensor) -> Tensor:
     The predicted place is one of the draws, at distance zero from itself, where the gradient of the plain
     distance has the full length and the direction of rounding errors.
     """
-    return (distance_km(a, b).square() + SOFT_KM**2).sqrt() - SOFT_KM
+    rounded: Tensor = (distance_km(a, b).square() + SOFT_KM**2).sqrt() - SOFT_KM
+    return rounded
 
 
 def medoid(points: Tensor) -> Tensor:
@@ -54,9 +56,11 @@ def medoid(points: Tensor) -> Tensor:
     """
     cost = distance_km(points.unsqueeze(-2), points.unsqueeze(-3)).sum(-1)
     best = cost.argmin(-1)[..., None, None].expand(*points.shape[:-2], 1, 3)
-    return points.gather(-2, best).squeeze(-2)
+    found: Tensor = points.gather(-2, best).squeeze(-2)
+    return found
 
 
 def resultant_length(points: Tensor) -> Tensor:
     """Length of the mean unit vector, 0 (anywhere) to 1 (one place) (Mardia & Jupp 2000, section 9.2)."""
-    return points.mean(-2).norm(dim=-1)
+    length: Tensor = points.mean(-2).norm(dim=-1)
+    return length
