@@ -10,7 +10,7 @@ import xarray as xr
 
 from foveate.errors import UsageError
 from foveate.faithfulness.agreement import captum_agreement
-from foveate.faithfulness.leaderboard import ProtocolKey, build_leaderboard
+from foveate.faithfulness.leaderboard import ProtocolKey, build_leaderboard, ranks_of
 from foveate.faithfulness.tables import caption, to_csv, to_dict, to_markdown, to_text
 
 METHODS = ("good", "flat", "bad", "wild", "random", "uniform", "oracle")
@@ -95,6 +95,12 @@ def test_a_ranking_that_a_protocol_turns_round_says_so():
     assert row(board, "bad").ranks == (3, 3)
     other = build_leaderboard(scores(flip=True), main=ProtocolKey("deletion", "mean", "logit"))
     assert other.ranked[0].method == "flat"
+
+
+def test_ranks_of_saturated_scores_tie():
+    losses = np.array([0.5, 0.5 + 1e-5, 0.2, 0.8])
+    np.testing.assert_array_equal(ranks_of(losses), [2, 2, 1, 4])
+    np.testing.assert_array_equal(ranks_of(np.full(3, 0.4)), [1, 1, 1])
 
 
 def test_insertion_as_main_protocol_wants_large_areas():

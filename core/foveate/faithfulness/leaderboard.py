@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from foveate.errors import UsageError
 from foveate.faithfulness.agreement import captum_ceiling, excess
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 RANDOM, ORACLE, CONTROL = "random", "oracle", "control"
 CONVERGED_SHARE = 0.95
 """A method is ranked when at least this share of its maps converged."""
+RANK_TIE = 0.005
+"""Mean areas closer than this share of the methods' spread tie in rank: saturated curves have no order."""
 
 
 class ProtocolKey(NamedTuple):
@@ -216,14 +217,19 @@ def _rank_ranges(
     for key, column in table.items():
         stack = np.stack([column[name] for name in ranked])
         common = np.isfinite(stack).all(axis=0)
-        means = stack[:, common].mean(axis=1) if common.any() else np.full(len(ranked), np.nan)
-        ranks.append(rankdata(means if key.lower_is_better else -means, method="min"))
-    table_of_ranks = np.asarray(ranks)
-    return {
-        name: (int(low), int(high))
-        for name, low, high in zip(ranked, table_of_ranks.min(0), table_of_ranks.max(0), strict=True)
-        if np.isfinite(low) and np.isfinite(high)
-    }
+        if common.any():
+            means = stack[:, common].mean(axis=1)
+            ranks.append(ranks_of(means if key.lower_is_better else -means))
+    if not ranks:
+        return {}
+    low, high = np.min(ranks, axis=0), np.max(ranks, axis=0)
+    return {name: (int(low[i]), int(high[i])) for i, name in enumerate(ranked)}
+
+
+def ranks_of(losses: np.ndarray) -> np.ndarray:
+    """1 + how many are smaller by more than :data:`RANK_TIE` of the spread, ``(method,)``."""
+    margin = RANK_TIE * float(np.ptp(losses))
+    return np.asarray(1 + (losses[None, :] < losses[:, None] - margin).sum(axis=1))
 
 
 def _sort_key(main: ProtocolKey) -> Callable[[Row], tuple[bool, float]]:

@@ -1,0 +1,210 @@
+"""One faithfulness job while it runs: which samples, maps and controls, and the curves that it stores.
+
+Curves go to ``faithfulness/curves`` as they are computed, with everything that fixes them as attributes, so
+that a job that was cut off continues and one of other settings cannot be mixed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foveate.errors import SampleError, UsageError
+from foveate.faithfulness.curves import MODES
+from foveate.faithfulness.leaderboard import RANDOM
+from foveate.faithfulness.localisation import LOCALISATION, localisation
+from foveate.faithfulness.orders import to_cells
+from foveate.faithfulness.scoring import Scoring, score_maps
+from foveate.study.faithfulness_inputs import (
+    Bound,
+    StoredMaps,
+    bind,
+    check_same_answer,
+    common_target,
+    control_maps,
+    has_scale,
+    oracle_share,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveate.data.products import ProductWriter
+    from foveate.data.run import Run
+    from foveate.interfaces import AttentionSource, Attribution, Sample, Target
+
+Progress = Callable[[int, int], None]
+CURVES = "faithfulness/curves"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a faithfulness job. ``samples`` draws that many images (seeded) instead of all."""
+
+    scoring: Scoring = field(default_factory=Scoring)
+    samples: int | None = None
+    batch_size: int = 8
+    overwrite: bool = False
+
+
+class Job:
+    """What stays the same during one job."""
+
+    def __init__(
+        self,
+        run: Run,
+        source: AttentionSource,
+        stored: Mapping[str, StoredMaps],
+        settings: Settings,
+        twin: AttentionSource | None,
+        twin_methods: tuple[Attribution, ...],
+    ) -> None:
+        self.run, self.source, self.stored, self.settings = run, source, stored, settings
+        self.twin, self.twin_methods = twin, twin_methods
+        self.target: Target = common_target(stored)
+        self.positions = _chosen(run, settings)
+        self.scoring = _on_scales_of(self, settings.scoring)
+        self.masks = "mask" in run.samples and any(str(path) for path in run.samples["mask"].values)
+
+    def bind(self, samples: Sequence[Sample]) -> Bound:
+        """The bound target of some samples."""
+        return bind(self.source, samples, self.target)
+
+    def probe(self) -> tuple[int, Bound]:
+        """The first sample that can be read, bound. Raises UsageError where there is none."""
+        for position in self.positions:
+            try:
+                return int(position), self.bind([self.run.load_sample(int(position))])
+            except SampleError:
+                continue
+        raise UsageError(f"{self.run.path}: no captured sample can be read, there is nothing to score")
+
+    def maps(self, bound: Bound, positions: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Stored and control maps on the model's cells, name -> (target row, cell)."""
+        cells = self.run.grid
+        found = {}
+        for name, stored in self.stored.items():
+            check_same_answer(bound, stored, positions)
+            found[name] = to_cells(bound.rows_of(stored.values[list(positions)]), cells, cells)
+        return found | control_maps(bound, cells, masks=self.masks, twin=self.twin, twin_methods=self.twin_methods)
+
+    @property
+    def targets(self) -> int:
+        """Room for target rows a sample."""
+        return max(int(stored.values.shape[1]) for stored in self.stored.values())
+
+
+def _on_scales_of(job: Job, scoring: Scoring) -> Scoring:
+    """The same scoring on those scales that the target has; a target of another kind is read as a "value"."""
+    _, bound = job.probe()
+    usable = tuple(scale for scale in scoring.protocol.scales if has_scale(bound, scale)) or ("value",)
+    return replace(scoring, protocol=replace(scoring.protocol, scales=usable))
+
+
+def _chosen(run: Run, settings: Settings) -> NDArray[np.intp]:
+    """Positions of the samples that are scored, ascending."""
+    ok = np.asarray(run.ok)
+    if settings.samples is None or settings.samples >= ok.size:
+        return ok
+    rng = np.random.default_rng(settings.scoring.seed)
+    return np.sort(rng.permutation(ok)[: settings.samples])
+
+
+# ------------------------------------------------------------------------------------------- curves
+
+
+def fill(job: Job, progress: Progress | None) -> dict[str, str]:
+    """Compute and store the curves of all samples that are not there yet; what failed, with reasons."""
+    position, bound = job.probe()
+    names = (*job.maps(bound, [position]), RANDOM)
+    failed: dict[str, str] = {}
+    with _writer(job, names) as writer:
+        waiting = writer.pending(job.positions)
+        for start in range(0, waiting.size, job.settings.batch_size):
+            _score_batch(job, writer, names, waiting[start : start + job.settings.batch_size], failed)
+            if progress is not None:
+                progress(min(start + job.settings.batch_size, waiting.size), waiting.size)
+    return failed
+
+
+def _score_batch(
+    job: Job, writer: ProductWriter, names: Sequence[str], positions: NDArray[np.intp], failed: dict[str, str]
+) -> None:
+    loaded: dict[int, Sample] = {}
+    for position in map(int, positions):
+        try:
+            loaded[position] = job.run.load_sample(position)
+        except SampleError as error:
+            failed[str(job.run.samples["id"].values[position])] = str(error)
+    if not loaded:
+        return
+    bound = job.bind(list(loaded.values()))
+    maps = job.maps(bound, list(loaded))
+    scores = score_maps(bound.objective, maps, job.run.grid, job.scoring)
+    if scores.methods != tuple(names):
+        raise UsageError(f"faithfulness: the maps of this batch are {scores.methods}, those of the first {names}")
+    blocks = {"curve": _place(scores.curves, bound, len(loaded), job.targets)}
+    if job.masks:
+        blocks["localisation"] = _place(_localised(job, bound, maps), bound, len(loaded), job.targets)
+    writer.write(list(loaded), blocks)
+
+
+def _localised(job: Job, bound: Bound, maps: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
+    """(target row, method, measure); "random" has the expected value of a random order: a uniform map's."""
+    share, area = oracle_share(bound, job.run.grid), job.run.grid.areas.ravel()
+    stack = np.stack([*maps.values(), np.ones_like(share)], axis=1)
+    rows = [localisation(values, one, area) for values, one in zip(stack, share, strict=True)]
+    return np.asarray(rows, dtype=np.float32)
+
+
+def _place(rows: NDArray[np.float32], bound: Bound, samples: int, targets: int) -> NDArray[np.float32]:
+    """Rows (target row, ...) at their (sample, target) places, NaN elsewhere."""
+    block = np.full((samples, targets, *rows.shape[1:]), np.nan, np.float32)
+    for row, slot in zip(rows, bound.slots, strict=True):
+        block[slot] = row
+    return block
+
+
+def _writer(job: Job, names: Sequence[str]) -> ProductWriter:
+    scoring, grid = job.scoring, job.run.grid
+    protocol = scoring.protocol
+    fractions = protocol.counts(grid.shape[0] * grid.shape[1]) / (grid.shape[0] * grid.shape[1])
+    axes = {
+        "target": np.arange(job.targets),
+        "method": list(names),
+        "mode": list(MODES),
+        "baseline": list(protocol.baselines),
+        "scale": list(protocol.scales),
+        "step": np.arange(fractions.size),
+        "measure": list(LOCALISATION),
+    }
+    dims = ("target", "method", "mode", "baseline", "scale", "step")
+    variables: dict[str, tuple[Any, ...]] = {"curve": _variable(job, dims, axes)}
+    if job.masks:
+        variables["localisation"] = _variable(job, ("target", "method", "measure"), axes)
+    used = {dim for dims, *_ in variables.values() for dim in dims}
+    coords = {name: values for name, values in axes.items() if name in used}
+    coords["fraction"] = ("step", fractions, {"long_name": "share of the cells that are changed"})
+    return job.run.product_writer(CURVES, variables, coords, _attrs(job), overwrite=job.settings.overwrite)
+
+
+def _variable(job: Job, dims: Sequence[str], axes: Mapping[str, Any]) -> tuple[Any, ...]:
+    return ("sample", *dims), (len(job.run), *(len(axes[dim]) for dim in dims)), "float32"
+
+
+def _attrs(job: Job) -> dict[str, Any]:
+    """All that fixes the scores; equal attributes mean the same job."""
+    card, target = job.source.card, job.target
+    kind = job.source.targets[0] if target.kind == "default" and job.source.targets else target.kind
+    return {
+        **job.scoring.record(),
+        "model": card.id,
+        "weights_sha256": card.weights_sha256,
+        "target": f"{kind} ({'what the model answers' if target.label is None else target.label})",
+        "grid": list(job.run.grid.shape),
+        "maps": {name: str(stored.attrs.get("product_hash", "")) for name, stored in job.stored.items()},
+        "untrained": job.twin.card.id if job.twin else "",
+    }
