@@ -102,7 +102,9 @@ def look(
     began = time.perf_counter()
     sample = _sample(image)
     batch = source.encode([sample])
+    started = time.perf_counter()
     traced = trace(source, batch)
+    forward = time.perf_counter() - started
     traced.certify().require()
     bound = source.bind(traced.outputs, batch, Target(label=target))
     predictions = tuple(source.predictions(traced.outputs, batch)[0])
@@ -114,7 +116,9 @@ def look(
         score = float(source.score(traced.outputs, batch, bound)[0]) if len(bound) else float("nan")
     first = panels["attention"]
     tested = (
-        quick_check(source, batch, bound, first.values, first.grid) if check else Check(skipped="switched off")
+        quick_check(source, batch, bound, first.values, first.grid, forward=forward)
+        if check
+        else Check(skipped="switched off")
     )
     rule = Rule(source.card.id, row.words, round(1 / first.uniform))
     facts = _facts(traced, row, panels, predictions, tested)
