@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 
 from foveate.data.labels import tokens_of
 from foveate.data.run import Run
+from foveate.data.store import consolidated_once
 from foveate.errors import FoveateError, UsageError
 from foveate.interfaces import Metric
 from foveate.metrics import labelled
 from foveate.metrics.labelled import Keys, Tokens
 from foveate.metrics.reduced import is_reducible, reduced_blocks
 from foveate.plugins.manager import plugin_manager
+
+_LEFT_OUT = ("_height", "_width", "_level")
+"""Columns of token tables that stay with the site: one small array each would be most of a product."""
 
 Progress = Callable[[int], None]
 Blocks = Iterator[tuple[int, dict[str, NDArray[np.float32]]]]
@@ -94,7 +98,8 @@ def measure_run(
         skipped += missing
     if not parts:
         raise _nothing(run, skipped)
-    written = [measured for part in parts for measured in _write(run, part, keys, overwrite, progress)]
+    with consolidated_once(run.path):
+        written = [measured for part in parts for measured in _write(run, part, keys, overwrite, progress)]
     return MeasureReport(run.path, keys, tuple(written), tuple(skipped))
 
 
@@ -236,5 +241,10 @@ def _layout(
     dims = labelled.result_dims(info, part.array.dims)
     attrs = labelled.describe(info, keys=keys, count=part.count[info.name], computed_from=part.computed_from)
     variables = {info.name: (dims, (part.array.sizes["sample"], *shape), "float32", attrs)}
-    coords = {str(n): c for n, c in part.array.coords.items() if set(c.dims) <= set(dims) and n != "sample"}
+    coords = {
+        str(name): coord
+        for name, coord in part.array.coords.items()
+        if set(coord.dims) <= set(dims) and not str(name).endswith(_LEFT_OUT)
+    }
+    coords.pop("sample", None)  # the run's own
     return variables, coords, {"site": part.site, "metric": info.name, **attrs}
