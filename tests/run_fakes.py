@@ -68,7 +68,7 @@ def make_run(folder: Path, count: int = 5, batch: int | None = None, *, fill: bo
         "samples": samples_table(manifest, {}, folder),
         "predictions": predictions_table(manifest, {}, 2),
     }
-    create(path, attrs, specs, batch, {f"sites/{SITE}": (SITE_ATTRS, coordinates)}, tables)
+    create(path, attrs, specs, batch, {f"sites/{SITE}": (SITE_ATTRS, coordinates, ())}, tables)
     arrays = BatchedArrays(path, specs, batch, Ledger(path))
     made = Made(path, manifest, attention, arrays, tokens)
     if fill:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,17 @@ from PIL import Image
 
 from foveate.capture.engine import capture_batch
 from foveate.data import layout
+from foveate.data.labels import same_tokens
 from foveate.data.ledger import Ledger
 from foveate.data.manifest import Manifest
 from foveate.data.run import Run
 from foveate.data.validate import validate
 from foveate.errors import CaptureError, FoveateError, SampleError, StoreError, UsageError
-from foveate.interfaces import Target
+from foveate.geometry import Geometry
+from foveate.interfaces import TOKEN_KINDS, Batch, CallLabels, Readout, Target, TokenAxis
 from foveate.study.capture import estimate_capture, run_capture
 from foveate.study.plan import build_plan
-from foveate.testing.tiny import SITE, TinyConfig, TinyCropSource, TinySource, tiny_samples
+from foveate.testing.tiny import SITE, STREAM, TinyConfig, TinyCropSource, TinySource, tiny_samples
 
 EVERYTHING = {"rows": "all", "reductions": ("entropy", "received", "head_mean", "topk")}
 
@@ -277,8 +280,6 @@ class Broken(TinyCropSource):
     @property
     def sites(self):
         (only,) = super().sites
-        from dataclasses import replace
-
         return (replace(only, modules={**only.modules, "blocks.1.mlp": 2}),)
 
 
@@ -442,3 +443,106 @@ def test_config_of_the_model_is_recorded(tmp_path, images):
     assert run.attrs["open_options"] == {"layers": 3}
     assert run.attrs["reference"] == "tiny"
     assert run.site(SITE).attrs["rows"] == "cls"
+
+
+# -------------------------------------------------------------------------------------------- ragged
+
+
+class RaggedModule(torch.nn.Module):
+    """A tiny ViT that takes inputs of any width: no positions."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.inner = TinySource(config).module
+
+    def forward(self, pixels):
+        inner = self.inner
+        patches = inner.embed(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([inner.cls.expand(len(pixels), -1, -1), patches], 1)
+        for block in inner.blocks:
+            x = block(x)
+        return inner.head(inner.norm(x)[:, 0])
+
+
+class RaggedSource(TinySource):
+    """Keeps the image's width (in patches), so that samples have different numbers of tokens."""
+
+    capacity = 25
+    word = ""
+
+    def __init__(self):
+        super().__init__()
+        self._module = RaggedModule(self.config)
+
+    @property
+    def sites(self):
+        (only,) = super().sites
+        return (replace(only, modules={f"inner.{path}": layer for path, layer in only.modules.items()}),)
+
+    def bounds(self, header):
+        assert header["samples"] == 4
+        return {STREAM: self.capacity}
+
+    def encode(self, samples):
+        (sample,) = samples
+        height, width = sample.pixels.shape[:2]
+        inputs = torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        return Batch(inputs, (Geometry.identity(height, width),), (sample.id,))
+
+    def label(self, call, batch, outputs):
+        height, width = batch.inputs.shape[-2:]
+        patches = TokenAxis.patches(height // 8, width // 8, height=height, width=width)
+        axis = TokenAxis.concat(TokenAxis.of_kind("cls", 1, label=(self.word or batch.ids[0],)), patches)
+        return CallLabels((("sample", 1),), axis, axis)
+
+    def readout(self, batch, outputs, bound=None):
+        tokens = 1 + batch.inputs.shape[-2] * batch.inputs.shape[-1] // 64
+        weights = torch.zeros(1, tokens)
+        weights[:, 0] = 1
+        return {SITE: Readout(weights, "cls")}
+
+
+def test_ragged_tokens_are_padded_to_their_capacity_and_labelled_by_sample(tmp_path):
+    for i, width in enumerate((32, 48, 40, 32)):
+        save_images(tmp_path / "images" / str(i), 1, height=32, width=width)
+    source = RaggedSource()
+    plan = build_plan(source, **EVERYTHING)
+    report = run_capture(source, tmp_path / "images", tmp_path / "r.zarr", plan=plan, batch_size=1)
+    assert report.failed == {}
+    stored = site(report.path)
+    assert stored["attention"].shape == (4, 2, 3, 25, 25)
+    assert stored["key_y"].dims == ("sample", "key")
+    manifest = Manifest.discover(tmp_path / "images")
+    for i, count in enumerate((17, 25, 21, 17)):
+        captured = capture_batch(source, source.encode([manifest.load(i)]), plan).sites[SITE]
+        attention = stored["attention"].values[i]
+        np.testing.assert_allclose(attention[..., :count, :count], captured.arrays["attention"][0], atol=6e-4)
+        assert (attention[..., count:, :] == 0).all()
+        assert (attention[..., count:] == 0).all()
+        assert (stored["topk_index"].values[i, ..., count:, :] == -1).all()
+        tokens = Run.open(report.path).tokens(SITE, "key", sample=i)
+        assert same_tokens(tokens.take(range(count)), captured.key)
+        assert (tokens.kind[count:] == TOKEN_KINDS.index("padding")).all()
+    assert validate(report.path, deep=True) == []
+
+
+def test_overflow_of_a_ragged_axis_fails_that_sample_and_says_what_it_needs(tmp_path):
+    for i, width in enumerate((32, 48, 40, 32)):
+        save_images(tmp_path / "images" / str(i), 1, height=32, width=width)
+    source = RaggedSource()
+    source.capacity = 21
+    report = run_capture(source, tmp_path / "images", tmp_path / "r.zarr", batch_size=1)
+    assert list(report.failed) == ["1/00.png"]
+    assert "25 do not fit a capacity of 21" in report.failed["1/00.png"]
+    assert "at least 25" in report.failed["1/00.png"]
+
+
+def test_tokens_that_change_without_being_declared_ragged_fail_their_sample(tmp_path):
+    for i, width in enumerate((32, 48, 32, 32)):
+        save_images(tmp_path / "images" / str(i), 1, height=32, width=width)
+    source = RaggedSource()
+    source.bounds = lambda header: {}
+    source.word = "cls"
+    report = run_capture(source, tmp_path / "images", tmp_path / "r.zarr", batch_size=1)
+    assert list(report.failed) == ["1/00.png"]
+    assert "not those of the run" in report.failed["1/00.png"]

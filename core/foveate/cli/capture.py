@@ -102,7 +102,7 @@ def command(
             output,
             plan=plan,
             batch_size=batch_size,
-            reference=model,
+            reference=str(Path(model).absolute()) if Path(model).exists() else model,
             options=opening(options),
             target=Target(target_kind) if target_kind else None,
             top=top,
@@ -218,7 +218,8 @@ def _certificate(report: CaptureReport) -> str:
     known = report.certificate
     if not known:
         return "none"
+    value_error, row_error = (float(known.get(name, "nan")) for name in ("value_error", "row_error"))
     return (
-        f"P V equals the model's own output within {known.get('value_error', float('nan')):.1e} (relative),"
-        f" rows sum to 1 within {known.get('row_error', float('nan')):.1e}"
+        f"P V equals the model's own output within {value_error:.1e} (relative),"
+        f" rows sum to 1 within {row_error:.1e}"
     )

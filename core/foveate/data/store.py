@@ -148,8 +148,13 @@ def allocate(group: zarr.Group, spec: ArraySpec, batch: int) -> None:
     )
 
 
-def write_coordinates(group: zarr.Group, coordinates: Mapping[str, Coordinate]) -> None:
-    """Write coordinate arrays whole, and name them in ``coordinates`` so that xarray knows them as such."""
+def write_coordinates(
+    group: zarr.Group, coordinates: Mapping[str, Coordinate], further: Sequence[str] = ()
+) -> None:
+    """Write coordinate arrays whole, and name them in ``coordinates`` so that xarray knows them as such.
+
+    ``further`` names preallocated arrays that are coordinates, too (token tables that differ by sample).
+    """
     for name, coordinate in coordinates.items():
         values = np.asarray(coordinate.values)
         group.create_array(
@@ -158,7 +163,7 @@ def write_coordinates(group: zarr.Group, coordinates: Mapping[str, Coordinate]) 
             dimension_names=coordinate.dims,
             attributes=plain(coordinate.attrs),
         )
-    named = [name for name, coordinate in coordinates.items() if coordinate.dims != (name,)]
+    named = [*(name for name, coordinate in coordinates.items() if coordinate.dims != (name,)), *further]
     if named:
         group.attrs["coordinates"] = " ".join(named)
 
@@ -168,12 +173,13 @@ def create(
     attrs: Mapping[str, Any],
     specs: Sequence[ArraySpec],
     batch: int,
-    groups: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Coordinate]]],
+    groups: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Coordinate], Sequence[str]]],
     tables: Mapping[str, xr.Dataset],
 ) -> None:
     """Build a run with everything allocated and no sample computed yet, then move it into place.
 
-    ``groups``: group path -> (attributes, coordinates); ``tables``: group path -> small whole dataset.
+    ``groups``: group path -> (attributes, coordinates, names of arrays in ``specs`` that are coordinates);
+    ``tables``: group path -> small whole dataset.
     Raises StoreError where something is at ``path`` already or nothing can be written there.
     """
     path = Path(path)
@@ -185,8 +191,8 @@ def create(
         for stale in (new, ledger_folder(path)):
             shutil.rmtree(stale, ignore_errors=True)
         root = zarr.create_group(new, zarr_format=3, attributes=plain(attrs))
-        for name, (notes, coordinates) in groups.items():
-            write_coordinates(root.require_group(name), coordinates)
+        for name, (notes, coordinates, further) in groups.items():
+            write_coordinates(root.require_group(name), coordinates, further)
             root[name].attrs.update(plain(notes))
         for spec in specs:
             allocate(root, spec, batch)

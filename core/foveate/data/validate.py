@@ -154,13 +154,13 @@ def _values(root: zarr.Group, attrs: Mapping[str, Any]) -> Iterator[Problem]:
 def _check(root: zarr.Group, path: str, block: NDArray[Any], ok: NDArray[np.bool_]) -> Iterator[tuple[str, str]]:
     """(kind, message) of what is wrong in one batch of one array."""
     good, other = block[ok], block[~ok]
-    if block.dtype.kind == "f":
+    site, _, name = path.removeprefix("sites/").rpartition("/")
+    if name in VARIABLES and block.dtype.kind == "f":
         if not np.isfinite(good).all():
             yield "finite", f"{int((~np.isfinite(good)).sum())} values of captured samples are not finite"
             good = good[:0]
         if np.isfinite(other).any():
             yield "failed", "a sample that was not captured has values"
-    site, _, name = path.removeprefix("sites/").rpartition("/")
     check = CHECKS.get(name)
     if check is not None and good.size:
         group = root[f"sites/{site}"]
@@ -187,8 +187,11 @@ def _check_entropy(values: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tu
 
 
 def _check_index(values: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if values.min() < 0:
-        yield "range", "negative key positions in captured samples"
+    if values.min() < -1 or values.max() >= site["keys"]:
+        yield (
+            "range",
+            f"key positions from {values.min()} to {values.max()}, expected -1 (padding) to {site['keys'] - 1}",
+        )
 
 
 Check = Callable[[Any, Mapping[str, Any]], Iterator[tuple[str, str]]]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.data.labels import VARIABLES
 from foveate.data.layout import ArraySpec, batches, commit_batch
 from foveate.data.ledger import Ledger
 from foveate.data.manifest import Manifest
@@ -82,7 +81,7 @@ def run_capture(
     space), SampleError (nothing could be captured), and what the source raises about itself.
     """
     job = _Job(source, _manifest(inputs), Path(out), plan or build_plan(source), batch_size, target, top)
-    config = job.config(reference, options or {})
+    config = job.config(options or {})
     notes = job.notes(reference, options or {})
     started = time.monotonic()
     arrays, kept = _resume(job, config, retry_failed) if job.out.exists() else (_start(job, config, notes), [])
@@ -127,14 +126,13 @@ class _Job:
         self.worker = BatchCapture(source, manifest, plan, target=target, top=top)
         self._probed: dict[tuple[int, ...], dict[int, SampleResult]] = {}
 
-    def config(self, reference: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    def config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """What makes two captures the same run."""
         card = self.source.card
         return {
             "model": {name: getattr(card, name) for name in ("id", "adapter", "revision")},
             "weights": card.weights_sha256 or _parameters(self.source),
-            "options": {name: _content(value) for name, value in _lasting(options).items()},
-            "reference": reference,
+            "options": {k: _content(value) for k, value in _lasting(options).items() if k != "weights"},
             "plan": self.plan,
             "samples": len(self.manifest),
             "manifest": self.manifest.digest,
@@ -181,11 +179,8 @@ class _Job:
 
     def specs(self) -> list[ArraySpec]:
         """Every array of the run, from what the first batch taught."""
-        return [
-            _spec(f"sites/{site}/{name}", name, frame.dims[name], shape, len(self.manifest), self.plan.dtype)
-            for site, frame in self.worker.frames.items()
-            for name, shape in frame.shapes.items()
-        ]
+        frames = self.worker.frames.values()
+        return [spec for frame in frames for spec in frame.specs(len(self.manifest), self.plan.dtype)]
 
     def tables(self, records: Mapping[int, SampleRecord]) -> dict[str, Any]:
         """The samples and predictions groups."""
@@ -219,22 +214,9 @@ def _parameters(source: AttentionSource) -> str:
 
 
 def _content(value: Any) -> Any:
-    """A file among the options (prompts, weights) counts by its content, not by its place."""
+    """A file among the options (prompts) counts by its content, not by its place."""
     is_file = isinstance(value, (str, Path)) and Path(value).is_file()
     return {"sha256": hashlib.sha256(Path(value).read_bytes()).hexdigest()} if is_file else value
-
-
-def _spec(
-    path: str, name: str, dims: tuple[str, ...], shape: tuple[int, ...], samples: int, dtype: str
-) -> ArraySpec:
-    variable = VARIABLES[name]
-    return ArraySpec(
-        path,
-        ("sample", *dims),
-        (samples, *shape),
-        dtype if variable.attention else variable.dtype,
-        {"long_name": variable.description, "units": variable.units},
-    )
 
 
 # ---------------------------------------------------------------------------------- start and resume
@@ -255,7 +237,7 @@ def _start(job: _Job, config: Mapping[str, Any], notes: Mapping[str, Any]) -> Ba
         "complete": False,
     }
     groups = {
-        f"sites/{site}": (frame.attrs, frame.coordinates(job.manifest.ids))
+        f"sites/{site}": (frame.attrs, frame.coordinates(job.manifest.ids), tuple(frame.token_columns()))
         for site, frame in job.worker.frames.items()
     }
     create(job.out, root_attrs(config, {**notes, **learned}), specs, batch, groups, job.tables({}))

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveate.data.labels import VARIABLES, as_index, same_tokens, token_coordinates
+from foveate.data.labels import VARIABLES
 from foveate.data.manifest import Manifest
 from foveate.data.records import FAILED, OK, SampleRecord, judge
 from foveate.data.schema import plain
 from foveate.errors import CaptureError, FoveateError, SampleError
 from foveate.geometry import CellGrid
-from foveate.interfaces import AttentionSource, Batch, CapturePlan, Sample, Site, Target, TokenAxis
+from foveate.interfaces import AttentionSource, Batch, CapturePlan, Sample, Target
+from foveate.study.frames import SiteFrame, first_frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foveate.capture.engine import Captured, SiteCapture
-    from foveate.data.labels import Coordinate
+    from foveate.capture.engine import Captured
 
 TOLERATED_IN_A_ROW = 8
 """So many unexplained failures one after the other, and the run stops instead of failing every sample."""
@@ -38,48 +38,6 @@ class SampleResult:
 
     record: SampleRecord
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class SiteFrame:
-    """What all samples of a run share at one site: dims of every array, and its coordinates' sources."""
-
-    site: Site
-    layers: tuple[int, ...]
-    query: TokenAxis
-    token: TokenAxis
-    key: TokenAxis
-    query_index: tuple[int, ...]
-    rule: str
-    dims: Mapping[str, tuple[str, ...]]
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """What the site's group says of itself."""
-        site = self.site
-        told = {name: getattr(site, name) for name in ("kind", "form", "normalised_over", "summary", "masks")}
-        streams = {"query_stream": site.query, "key_stream": site.key}
-        return {**told, **streams, "modules": site.modules, "rows": self.rule, "model_heads": site.heads}
-
-    def coordinates(self, ids: Sequence[str]) -> dict[str, Coordinate]:
-        """Labels of every axis that occurs."""
-        used = {
-            dim: size for name in self.dims for dim, size in zip(self.dims[name], self.shapes[name], strict=True)
-        }
-        coordinates = {"sample": as_index("sample", ids), "layer": as_index("layer", self.layers)}
-        if "head" in used:
-            # One entry where the model has more is their mean: no head of the model, hence -1.
-            averaged = used["head"] == 1 and self.site.heads > 1
-            coordinates["head"] = as_index("head", [-1] if averaged else range(used["head"]))
-        for axis, tokens in (("query", self.query), ("token", self.token), ("key", self.key)):
-            if axis in used:
-                coordinates |= token_coordinates(axis, tokens)
-        if "query" in used:
-            position = as_index("query", self.query_index)
-            told = {"long_name": "position of the kept row, -1 for the weighted readout row"}
-            coordinates["query_index"] = type(position)(("query",), position.values, told)
-        return coordinates
 
 
 class BatchCapture:
@@ -153,13 +111,11 @@ class BatchCapture:
         return [self._result(i, records[i], arrays) for i in range(len(samples))]
 
     def _learn(self, captured: Captured, batch: Batch) -> None:
-        """Take the shared labels from the first batch; any later one must agree."""
-        frames = {name: _frame(self.source, site) for name, site in captured.sites.items()}
-        cells = _cells(self.source, batch)
+        """Take what all samples share from the first batch."""
         if not self.frames:
-            self.frames, self.cells = frames, cells
-        for name, frame in frames.items():
-            _check_same(name, self.frames[name], frame)
+            bounds = self.source.bounds({"samples": len(self.manifest)})
+            self.frames = {name: first_frame(self.source, site, bounds) for name, site in captured.sites.items()}
+            self.cells = _cells(self.source, batch)
 
     def _remember(self, certificate: Any) -> None:
         """Keep the worst value of every error; the other facts of the last batch."""
@@ -195,15 +151,13 @@ class BatchCapture:
         return {row.sample: (row.label, score) for row, score in reversed(rows)}
 
     def _arrays(self, captured: Captured) -> dict[str, NDArray[Any]]:
-        return {
-            f"sites/{site}/{name}": array
-            for site, capture in captured.sites.items()
-            for name, array in capture.arrays.items()
-        }
+        """Everything that is stored of a batch, ``(sample, ...)`` by path."""
+        fitted = [self.frames[name].fit(site) for name, site in captured.sites.items()]
+        return {path: array for arrays in fitted for path, array in arrays.items()}
 
     def _result(self, i: int, record: SampleRecord, arrays: Mapping[str, NDArray[Any]]) -> SampleResult:
         own = {path: array[i] for path, array in arrays.items()}
-        broken = [path for path, array in own.items() if not np.isfinite(array).all()]
+        broken = [path for path, array in own.items() if _not_finite(path, array)]
         if broken:
             return failed(SampleError(f"not finite: {', '.join(broken)}"), record=record)
         return SampleResult(record, own)
@@ -224,19 +178,9 @@ def _about_all_samples(error: Exception) -> bool:
     return ours or isinstance(error, ImportError)
 
 
-def _frame(source: AttentionSource, capture: SiteCapture) -> SiteFrame:
-    site = next(site for site in source.sites if site.id == capture.site)
-    return SiteFrame(
-        site,
-        capture.layers,
-        capture.query,
-        capture.token,
-        capture.key,
-        capture.query_index,
-        capture.rule,
-        {name: (*site.group, *VARIABLES[name].dims) for name in capture.arrays},
-        {name: array.shape[1:] for name, array in capture.arrays.items()},
-    )
+def _not_finite(path: str, array: NDArray[Any]) -> bool:
+    """Tokens without a place have NaN for it; attention never has."""
+    return path.rpartition("/")[2] in VARIABLES and not bool(np.isfinite(array).all())
 
 
 def _cells(source: AttentionSource, batch: Batch) -> CellGrid | None:
@@ -244,18 +188,6 @@ def _cells(source: AttentionSource, batch: Batch) -> CellGrid | None:
         return source.cells(batch)
     except (FoveateError, NotImplementedError):  # a text tower has no picture
         return None
-
-
-def _check_same(name: str, first: SiteFrame, other: SiteFrame) -> None:
-    for axis in ("query", "token", "key"):
-        if not same_tokens(getattr(first, axis), getattr(other, axis)):
-            raise SampleError(
-                f"site {name}: this sample's {axis} tokens ({len(getattr(other, axis))}) are not those of the run"
-                f" ({len(getattr(first, axis))})",
-                remedy="capture inputs of one size per run",
-            )
-    if first.shapes != other.shapes:
-        raise SampleError(f"site {name}: arrays of shape {other.shapes}, the run has {first.shapes}")
 
 
 def _free_memory() -> None:

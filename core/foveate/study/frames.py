@@ -1,0 +1,174 @@
+"""What all samples of a run share at one site: dims, shapes and the labels of every axis.
+
+Most sites have constant axes, labelled once. Where a source declares a stream as ragged (its ``bounds`` give
+a capacity), the axes of that stream are padded to the capacity and labelled for each sample: padding is 0
+(-1 in indices) inside a captured sample, and its tokens are of kind ``padding``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foveate.data.labels import VARIABLES, Coordinate, as_index, pad, same_tokens, token_coordinates
+from foveate.data.layout import ArraySpec
+from foveate.errors import SampleError, StoreError
+from foveate.interfaces import AttentionSource, Site, TokenAxis
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveate.capture.engine import SiteCapture
+
+AXES = ("query", "token", "key")
+"""Axes that a token table labels; fields of the same name hold the tables."""
+
+
+@dataclass(frozen=True, eq=False)
+class SiteFrame:
+    """One site of a run. ``dims`` and ``shapes`` (by array) leave out ``sample``; ``ragged`` axes are padded."""
+
+    site: Site
+    layers: tuple[int, ...]
+    query: TokenAxis
+    token: TokenAxis
+    key: TokenAxis
+    query_index: tuple[int, ...]
+    rule: str
+    dims: Mapping[str, tuple[str, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    ragged: frozenset[str] = frozenset()
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What the site's group says of itself."""
+        site = self.site
+        told = {name: getattr(site, name) for name in ("kind", "form", "normalised_over", "summary", "masks")}
+        streams = {"query_stream": site.query, "key_stream": site.key, "ragged": sorted(self.ragged)}
+        return {**told, **streams, "modules": site.modules, "rows": self.rule, "model_heads": site.heads}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of every dim that occurs."""
+        return {
+            dim: size for name in self.dims for dim, size in zip(self.dims[name], self.shapes[name], strict=True)
+        }
+
+    def coordinates(self, ids: Sequence[str]) -> dict[str, Coordinate]:
+        """Labels of every axis that is the same for all samples."""
+        sizes = self.sizes
+        coordinates = {"sample": as_index("sample", ids), "layer": as_index("layer", self.layers)}
+        if "head" in sizes:
+            # One entry where the model has more is their mean: no head of the model, hence -1.
+            averaged = sizes["head"] == 1 and self.site.heads > 1
+            coordinates["head"] = as_index("head", [-1] if averaged else range(sizes["head"]))
+        for axis in AXES:
+            if axis in sizes and axis not in self.ragged:
+                coordinates |= token_coordinates(axis, getattr(self, axis))
+        if "query" in sizes and "query" not in self.ragged:
+            position = np.array(self.query_index, np.int64)
+            told = {"long_name": "position of the kept row, -1 for a weighted readout row"}
+            coordinates["query_index"] = Coordinate(("query",), position, told)
+        return coordinates
+
+    def token_columns(self) -> dict[str, Coordinate]:
+        """The tables of ragged axes, which every sample has for itself: dims ``(sample, axis)``."""
+        columns: dict[str, Coordinate] = {}
+        for axis in sorted(self.ragged & set(self.sizes)):
+            columns |= token_coordinates(axis, [getattr(self, axis)])
+        return columns
+
+    def specs(self, samples: int, dtype: str) -> list[ArraySpec]:
+        """Every array of the site that is filled sample by sample; ``dtype`` is for attention weights."""
+        root = f"sites/{self.site.id}"
+        arrays = [
+            ArraySpec(
+                f"{root}/{name}",
+                ("sample", *self.dims[name]),
+                (samples, *shape),
+                dtype if VARIABLES[name].attention else VARIABLES[name].dtype,
+                {"long_name": VARIABLES[name].description, "units": VARIABLES[name].units},
+            )
+            for name, shape in self.shapes.items()
+        ]
+        tables = [
+            ArraySpec(f"{root}/{name}", c.dims, (samples, *c.values.shape[1:]), _dtype(c.values), c.attrs)
+            for name, c in self.token_columns().items()
+        ]
+        return arrays + tables
+
+    def fit(self, capture: SiteCapture) -> dict[str, NDArray[Any]]:
+        """One batch's arrays ``(sample, ...)`` by path, padded to this frame, with its token tables.
+
+        Raises SampleError where the batch's tokens or shapes are not those of the run.
+        """
+        other = framed(capture, self.site, {axis: len(getattr(self, axis)) for axis in self.ragged})
+        _check_same(self, other)
+        count = len(next(iter(capture.arrays.values()))) if capture.arrays else 0
+        padded = {name: _padded(array, (count, *self.shapes[name])) for name, array in capture.arrays.items()}
+        tables = {name: np.repeat(c.values, count, axis=0) for name, c in other.token_columns().items()}
+        return {f"sites/{self.site.id}/{name}": array for name, array in (padded | tables).items()}
+
+
+def first_frame(source: AttentionSource, capture: SiteCapture, bounds: Mapping[str, int]) -> SiteFrame:
+    """The frame that the first batch teaches; ``bounds`` are the source's capacities by stream."""
+    site = next(site for site in source.sites if site.id == capture.site)
+    streams = {"token": site.query, "key": site.key}
+    capacity = {axis: bounds[name] for axis, name in streams.items() if name in bounds}
+    if "token" in capacity:
+        # Kept rows of a ragged stream (objects, tracks) are labelled for each sample, however many they are.
+        capacity["query"] = capacity["token"] if capture.rule == "all" else len(capture.query)
+    return framed(capture, site, capacity)
+
+
+def framed(capture: SiteCapture, site: Site, capacity: Mapping[str, int]) -> SiteFrame:
+    """A capture's own frame, its ragged axes padded to ``capacity``. Raises SampleError where they overflow."""
+    frame = SiteFrame(
+        site,
+        capture.layers,
+        capture.query,
+        capture.token,
+        capture.key,
+        capture.query_index,
+        capture.rule,
+        {name: (*site.group, *VARIABLES[name].dims) for name in capture.arrays},
+        {name: array.shape[1:] for name, array in capture.arrays.items()},
+        frozenset(capacity),
+    )
+    try:
+        axes = {axis: pad(getattr(frame, axis), length) for axis, length in capacity.items()}
+    except StoreError as error:
+        raise SampleError(f"site {site.id}: {error.message}", remedy=error.remedy) from None
+    shapes = {
+        name: tuple(capacity.get(dim, size) for dim, size in zip(frame.dims[name], shape, strict=True))
+        for name, shape in frame.shapes.items()
+    }
+    query, token, key = (axes.get(axis, getattr(frame, axis)) for axis in AXES)
+    return replace(frame, shapes=shapes, query=query, token=token, key=key)
+
+
+def _check_same(first: SiteFrame, other: SiteFrame) -> None:
+    for axis in set(AXES) - first.ragged:
+        ours, theirs = getattr(first, axis), getattr(other, axis)
+        if not same_tokens(ours, theirs):
+            raise SampleError(
+                f"site {first.site.id}: this sample's {axis} tokens ({len(theirs)}) are not those of the run"
+                f" ({len(ours)})",
+                remedy="capture inputs of one size in a run, or let the source declare the stream in bounds()",
+            )
+    if first.shapes != other.shapes:
+        raise SampleError(f"site {first.site.id}: arrays of shape {other.shapes}, the run has {first.shapes}")
+
+
+def _padded(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if array.shape == shape:
+        return array
+    margin = [(0, whole - size) for size, whole in zip(array.shape, shape, strict=True)]
+    return np.pad(array, margin, constant_values=-1 if array.dtype.kind == "i" else 0)
+
+
+def _dtype(values: NDArray[Any]) -> str:
+    return "string" if values.dtype.kind == "O" else str(values.dtype.name)
