@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from foveate.interfaces import Batch, BoundTarget, Target, TargetRow
 from foveate.testing.tiny import TinyConfig, TinySource, tiny_samples
 
-
 TWO_CLASSES = TinyConfig(classes=2)
 
 

@@ -248,7 +248,7 @@ def _blocks(
 ) -> dict[str, NDArray[Any]]:
     """One block a variable, (sample, target, ...), from values a target row."""
     values = made.values if made.grid == run.grid else regrid(made.values, made.grid, run.grid)
-    finite = np.isfinite(values).reshape(len(values), -1).all(1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(values).reshape(len(values), -1).all(1))
     claimed: Any = made.info.get("converged_rows", made.converged)
     converged = finite & np.broadcast_to(claimed, finite.shape)
     classes = [-1 if row.class_index is None else row.class_index for row in bound.rows]
@@ -274,7 +274,7 @@ def _place(
 
 def _external_blocks(values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     count = len(values)
-    known = np.isfinite(values).reshape(count, -1).any(1)
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(values).reshape(count, -1).any(1))
     return {
         "map": values[:, None],
         "converged": known[:, None],
