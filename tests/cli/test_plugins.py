@@ -23,8 +23,9 @@ def test_load_shows_offers_and_errors(install: Install) -> None:
     install("fine", GOOD.format(name="a_metric"))
     told = json.loads(CliRunner().invoke(main, ["plugins", "--load", "--json"]).stdout)
     rows = {row["plugin"]: row for row in told["plugins"]}
-    assert rows["fine"]["offers"] == "metric: a_metric"
+    assert rows["fine"]["offers"] == {"metric": ["a_metric"]}
     assert rows["explosive"]["state"] == "failed"
     assert "boom" in rows["explosive"]["error"]
     text = CliRunner().invoke(main, ["plugins", "--load"]).stdout
-    assert "a_metric" in text
+    assert "fine:fine 0.1, loaded\n  metric: a_metric" in text
+    assert "explosive:explosive 0.1, failed\n  SystemExit" in text

@@ -110,6 +110,22 @@ def test_absent_extras_name_their_command(monkeypatch: pytest.MonkeyPatch) -> No
     assert row.remedy == 'pip install "foveate[real]"'
 
 
+def test_deep_loads_every_declared_class(install: Install) -> None:
+    offers = ["MetricSpec('gone', 'plugin_two:Nothing', '')", "CheckSpec('there', 'json:dumps', '')"]
+    hooks = (
+        "@hookimpl\ndef foveate_metrics():\n    return [{}]\n@hookimpl\ndef foveate_checks():\n    return [{}]\n"
+    )
+    install("two", hooks.format(*offers))
+    install("fine", hook.format("foveate_checks", "CheckSpec('also', 'json:dumps', '')"))
+    found = list(doctor.targets(Manager()))
+    row = named(found, "two:two metric gone")
+    assert row.status == "fail"
+    assert "cannot import plugin_two:Nothing" in row.detail
+    assert not any("there" in finding.name for finding in found)
+    assert named(found, "fine:fine").detail == "1 declared classes load"
+    assert [f for f in found if f.name.startswith("foveate:") and f.status == "fail"] == []
+
+
 ROWS = """schema = 1
 [[family]]
 id = "orphans"

@@ -11,16 +11,17 @@ UNSOUND = 3
 
 
 @click.command("doctor")
+@click.option("--deep", is_flag=True, help="Import every class that a plugin declares (seconds).")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, deep: bool, as_json: bool) -> None:
     """Check versions, devices, plugins, the registry and conflicts.
 
     Exit code 3 where anything fails. Warnings and missing extras do not fail.
     """
     from foveate.plugins.doctor import examine
 
-    findings = examine()
+    findings = examine(deep=deep)
     failed = sum(finding.status == "fail" for finding in findings)
     if as_json:
         emit({"ok": failed == 0, "findings": [finding.as_dict() for finding in findings]})

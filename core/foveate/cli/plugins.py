@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+from typing import Any
+
 import click
 
 from foveate.cli._common import emit, json_option, table
@@ -18,6 +22,8 @@ def command(load: bool, as_json: bool) -> None:
     rows = _loaded() if load else _installed()
     if as_json:
         emit({"plugins": rows})
+    elif load:
+        click.echo("\n".join(map(_in_words, rows)))
     elif rows:
         click.echo(table([tuple(row.values()) for row in rows], tuple(rows[0])))
 
@@ -36,20 +42,28 @@ def _installed() -> list[dict[str, str]]:
     ]
 
 
-def _loaded() -> list[dict[str, str]]:
+def _loaded() -> list[dict[str, Any]]:
     from foveate.plugins.manager import plugin_manager
 
     return [
         {
             "plugin": record.plugin.name,
             "distribution": record.plugin.distribution,
+            "version": record.plugin.version,
             "state": record.state,
-            "offers": "; ".join(
-                f"{kind}: {', '.join(spec.name for spec in specs)}"
-                for kind, specs in record.offers.items()
-                if specs
-            ),
+            "offers": {kind: [spec.name for spec in specs] for kind, specs in record.offers.items()},
             "error": record.error,
         }
         for record in plugin_manager().records
     ]
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    """One plugin with what it offers, wrapped to the terminal."""
+    width = shutil.get_terminal_size().columns
+    lines = [f"{row['distribution']}:{row['plugin']} {row['version']}, {row['state']}"]
+    lines += [f"  {row['error']}"] if row["error"] else []
+    for kind, names in row["offers"].items():
+        text = f"{kind}: {', '.join(names)}"
+        lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ") if names else []
+    return "\n".join(lines)

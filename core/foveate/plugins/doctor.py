@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from typing import Any
 
+from foveate.errors import FoveateError
 from foveate.plugins.discovery import OWN
 from foveate.plugins.findings import Finding
 from foveate.plugins.manager import Manager, Record, plugin_manager
@@ -19,17 +20,21 @@ from foveate.plugins.registry import registry
 
 WATCHED = ("torch", "numpy")
 """Packages that others' version demands are checked against, besides foveate's own dependencies."""
-SECTIONS = ("environment", "dependencies", "extras", "plugins", "registry", "checks")
+SECTIONS = ("environment", "dependencies", "extras", "plugins", "targets", "registry", "checks")
 
 
-def examine() -> list[Finding]:
-    """Every finding, in the order of :data:`SECTIONS`. Imports torch (to see its devices)."""
+def examine(*, deep: bool = False) -> list[Finding]:
+    """Every finding, in the order of :data:`SECTIONS`. Imports torch (to see its devices).
+
+    ``deep`` also imports every class that a plugin declares, which takes seconds.
+    """
     manager = plugin_manager()
     return [
         *environment(),
         *dependencies(),
         *extras(),
         *plugins(manager),
+        *(targets(manager) if deep else ()),
         *models(manager),
         *plugin_checks(manager),
     ]
@@ -79,6 +84,22 @@ def plugins(manager: Manager) -> Iterator[Finding]:
                     remedy = spec.remedy or f"pip install {' '.join(absent)}"
                     name = f"{record.plugin.title} {spec.kind} {spec.name}"
                     yield Finding("plugins", name, "info", f"needs {', '.join(absent)}", remedy)
+
+
+def targets(manager: Manager) -> Iterator[Finding]:
+    """Whether every declared class imports and keeps its contract. Imports all of them."""
+    for record in manager.records:
+        specs = [spec for offered in record.offers.values() for spec in offered if not spec.missing()]
+        broken = 0
+        for spec in specs:
+            try:
+                spec.load()
+            except FoveateError as error:
+                broken += 1
+                name = f"{record.plugin.title} {spec.kind} {spec.name}"
+                yield Finding("targets", name, "fail", error.message, f"upgrade {record.plugin.distribution}")
+        if specs and not broken:
+            yield Finding("targets", record.plugin.title, "ok", f"{len(specs)} declared classes load")
 
 
 def models(manager: Manager) -> Iterator[Finding]:
