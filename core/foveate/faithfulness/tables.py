@@ -119,8 +119,8 @@ def _how(board: Leaderboard) -> list[str]:
         "random orders of the same image, with its 95 % bootstrap interval over images. Verdict: the interval "
         "excludes 0 and Wilcoxon's test holds after Holm's correction over all rows; else inconclusive.",
         f"Rank range, +/-: over {len(board.protocols)} protocols (deletion and insertion x baselines x output "
-        "scales): best and worst rank among methods (areas within 0.5 % of the spread tie); in how many the row is "
-        "better/worse than random.",
+        "scales): best and worst rank among methods (areas within 0.5 % of the spread tie); in how many the row "
+        "is better/worse than random.",
     ]
     if any(row.localisation for row in board.rows):
         lines.append(

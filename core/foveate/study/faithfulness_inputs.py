@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +43,8 @@ class StoredMaps:
             return None
         asked, number = str(self.attrs["target_asked"]), int(self.attrs["target_object"])
         label = int(asked) if asked.isdigit() else asked or None  # as the command line reads it
-        return Target(str(self.attrs["target_kind"]), label, number if number >= 0 else None)
+        scale: Scale = self.attrs.get("scale", "probability")
+        return Target(str(self.attrs["target_kind"]), label, number if number >= 0 else None, scale)
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -85,11 +86,13 @@ def _read(run: Run, method: str) -> StoredMaps:
 
 
 def common_target(maps: Mapping[str, StoredMaps]) -> Target:
-    """The one target that all maps explain. Raises UsageError naming those that explain another."""
+    """The one target that all maps explain, on the first map's scale. Raises UsageError naming the others."""
     asked: dict[Target, list[str]] = {}
+    scales: list[Scale] = []
     for name, stored in maps.items():
         if stored.target is not None:
-            asked.setdefault(stored.target, []).append(name)
+            asked.setdefault(replace(stored.target, scale="probability"), []).append(name)
+            scales.append(stored.target.scale)
     if len(asked) > 1:
         words = "; ".join(
             f"{', '.join(names)}: {target.kind} {target.label or ''}" for target, names in asked.items()
@@ -98,7 +101,7 @@ def common_target(maps: Mapping[str, StoredMaps]) -> Target:
             f"the maps explain different targets ({words}) and cannot be scored against one another",
             remedy="choose methods of one target with --method",
         )
-    return next(iter(asked), Target())
+    return replace(next(iter(asked)), scale=scales[0]) if asked else Target()
 
 
 @dataclass(frozen=True, eq=False)
