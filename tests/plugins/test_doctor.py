@@ -112,10 +112,8 @@ def test_absent_extras_name_their_command(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_deep_loads_every_declared_class(install: Install) -> None:
     offers = ["MetricSpec('gone', 'plugin_two:Nothing', '')", "CheckSpec('there', 'json:dumps', '')"]
-    hooks = (
-        "@hookimpl\ndef foveate_metrics():\n    return [{}]\n@hookimpl\ndef foveate_checks():\n    return [{}]\n"
-    )
-    install("two", hooks.format(*offers))
+    hook = "@hookimpl\ndef {}():\n    return [{}]\n"
+    install("two", hook.format("foveate_metrics", offers[0]) + hook.format("foveate_checks", offers[1]))
     install("fine", hook.format("foveate_checks", "CheckSpec('also', 'json:dumps', '')"))
     found = list(doctor.targets(Manager()))
     row = named(found, "two:two metric gone")
