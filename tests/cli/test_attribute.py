@@ -100,4 +100,4 @@ def test_list_and_usage(run):
     ):
         done = foveate("attribute", *arguments)
         assert done.exit_code in (2, 4), done.output
-        assert done.stderr.startswith(("error", "Usage"))
+        assert "error" in done.stderr

@@ -45,7 +45,7 @@ def test_stored_maps_are_the_methods_own(run, source):
     assert [m.method for m in done.methods] == list(METHODS)
     batch = source.encode([run.load_sample(i) for i in range(5)])
     bound = source.bind(source.forward(batch), batch, Target(scale="logit"))
-    for method in build_methods(METHODS, rows=256):
+    for method in build_methods(METHODS):
         want = method.attribute(source, batch, bound, seed=3)
         stored = run.product(f"attributions/{method.name}")
         assert stored["map"].dims == ("sample", "target", "y", "x")

@@ -92,13 +92,16 @@ def _job(run: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The arguments that a job and its plan share."""
     from foveate.interfaces import Target
     from foveate.study.attribute import Settings
+    from foveate.study.attribute_plan import build_methods
 
+    options = method_settings(given["sets"])
+    build_methods(given["methods"], options)  # a misspelt name should not wait for the model to load
     label = given["label"]
     target = Target(given["target_kind"], int(label) if label and label.isdigit() else label, scale=given["scale"])
     shared = {name: given[name] for name in ("seed", "max_targets", "batch_size", "overwrite")}
     return {
         "source": run.open_source(device=find_device(given["device"])),
-        "options": method_settings(given["sets"]),
+        "options": options,
         "settings": Settings(target, **shared),
     }
 

@@ -30,6 +30,7 @@ from foveate.study.attribute_plan import (
     explain_all,
     method_cost,
     method_options,
+    with_rows,
 )
 
 if TYPE_CHECKING:
@@ -100,9 +101,10 @@ def attribute_run(
     targets or options, or where a sample has more target rows than ``settings.max_targets``; StoreError
     where maps of other settings are there already and ``settings.overwrite`` is not set.
     """
+    built = build_methods(methods, options)
     source = source if source is not None else run.open_source()
     first = _first_objective(run, source, settings)
-    built = build_methods(methods, options, rows=first.rows(grad=True))
+    built = with_rows(built, first.rows(grad=True))
     names = [method.name for method in built]
     with ExitStack() as stack:
         writers = {m.name: stack.enter_context(_writer(run, source, m, settings)) for m in built}
@@ -125,9 +127,10 @@ def plan_run(
     settings: Settings = Settings(),  # frozen
 ) -> list[Estimate]:
     """Forward and backward passes and time of each method, from one timed sample. Writes nothing."""
+    built = build_methods(methods, options)
     source = source if source is not None else run.open_source()
     first = _first_objective(run, source, settings)
-    built = build_methods(methods, options, rows=first.rows(grad=True))
+    built = with_rows(built, first.rows(grad=True))
     return estimate(built, first, rows=int(run.ok.size) * len(first))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,19 +53,23 @@ class Estimate:
 
 
 def build_methods(
-    names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None, *, rows: int | None = None
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Attribution]:
     """Methods by name, each once, in order; ``default`` expands to :data:`DEFAULT_METHODS`.
 
-    ``options`` maps a method's name to its options; ``rows`` fixes how many rows a pass of the model takes
-    for all. Raises UsageError for unknown methods and options.
+    ``options`` maps a method's name to its options. Raises UsageError for unknown methods and options.
     """
     options = dict(options or {})
     wanted = list(dict.fromkeys(n for name in names for n in (DEFAULT_METHODS if name == "default" else (name,))))
     stray = sorted(set(options) - set(wanted))
     if stray:
         raise UsageError(f"options for {', '.join(stray)}, which is not among the methods", remedy="add --method")
-    return [_build(name, dict(options.get(name, {})), rows) for name in wanted]
+    return [_build(name, dict(options.get(name, {}))) for name in wanted]
+
+
+def with_rows(methods: Sequence[Attribution], rows: int) -> list[Attribution]:
+    """The methods with the rows of one pass of the model fixed, where they take it and left it open."""
+    return [_with_rows(method, rows) for method in methods]
 
 
 def method_options(method: Attribution) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def estimate(methods: Sequence[Attribution], objective: Objective, *, rows: int)
     return found
 
 
-def _build(name: str, options: dict[str, Any], rows: int | None) -> Attribution:
+def _build(name: str, options: dict[str, Any]) -> Attribution:
     spec = plugin_manager().spec("attribution", name)
     try:
         method: Attribution = spec.create(**options)
@@ -120,9 +124,12 @@ def _build(name: str, options: dict[str, Any], rows: int | None) -> Attribution:
         raise UsageError(
             f"method {name}: {error}", remedy=f"options: {', '.join(known)}" if known else "it takes no options"
         ) from error
-    if rows is None or "rows" in options or "rows" not in _option_names(type(method)):
-        return method
-    return _build(name, {**options, "rows": rows}, None)
+    return method
+
+
+def _with_rows(method: Any, rows: int) -> Any:
+    left_open = "rows" in _option_names(type(method)) and method.rows is None
+    return replace(method, rows=rows) if left_open else method
 
 
 def _option_names(kind: Any) -> list[str]:
