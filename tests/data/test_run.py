@@ -127,6 +127,17 @@ def test_products_are_written_whole_replaced_and_listed(made):
         run.write_product("samples", dataset)
 
 
+def test_a_writer_that_dies_leaves_no_metadata_that_lies(made, monkeypatch):
+    run = made.run
+    run.write_product("maps/v", xr.Dataset({"v": ("sample", np.arange(5.0))}))
+    with monkeypatch.context() as patched:
+        patched.setattr("foveate.data.store.consolidate", lambda store: None)  # killed just before
+        run.write_product("maps/v", xr.Dataset({"v": (("sample", "y"), np.ones((5, 2)))}))
+    with pytest.warns(RuntimeWarning, match="consolidated"):
+        tree = xr.open_datatree(made.path, engine="zarr", chunks=None)
+    assert tree["maps/v"]["v"].shape == (5, 2)
+
+
 def test_product_writer_gathers_blocks_of_any_size_and_order(tmp_path):
     run = make_run(tmp_path, count=21, batch=4).run
     values = np.random.default_rng(1).random((21, 2, 3)).astype(np.float32)

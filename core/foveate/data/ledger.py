@@ -83,7 +83,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".tmp")
     with part.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, separators=(",", ":"))
+        file.write(json.dumps(content, ensure_ascii=False, separators=(",", ":")))
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -6,13 +6,13 @@ Everything is labelled xarray; big arrays are read when they are indexed. The st
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from foveate.data.labels import tokens_of
 from foveate.data.layout import ArraySpec
@@ -149,8 +149,8 @@ class Run:
 
     def products(self) -> list[str]:
         """Names of everything that was added: ``attributions/rollout``, ``metrics/<site>/entropy``, ..."""
-        root = zarr.open_group(self.path, mode="r", use_consolidated=False)
-        return sorted(name for top, group in root.groups() if top not in OWN for name in _with_arrays(group, top))
+        tops = [top for top in _children(self.path) if top not in OWN]
+        return sorted(name for top in tops for name in _with_arrays(self.path / top, top))
 
     def product(self, name: str) -> xr.Dataset:
         """One product, read when indexed. Raises UsageError naming those that exist."""
@@ -232,10 +232,18 @@ def _check_weights(source: AttentionSource, model: Mapping[str, Any], path: Path
         )
 
 
-def _with_arrays(group: zarr.Group, name: str) -> list[str]:
-    if any(True for _ in group.arrays()):
+def _children(folder: Path) -> dict[str, str]:
+    """Name -> "group" or "array" of what lies directly below a group; metadata files only, however many chunks."""
+    found = sorted(child.name for child in folder.iterdir() if (child / "zarr.json").is_file())
+    return {name: json.loads((folder / name / "zarr.json").read_text("utf-8"))["node_type"] for name in found}
+
+
+def _with_arrays(folder: Path, name: str) -> list[str]:
+    """The groups at or below one group that hold arrays."""
+    children = _children(folder)
+    if "array" in children.values():
         return [name]
-    return [found for key, child in group.groups() for found in _with_arrays(child, f"{name}/{key}")]
+    return [found for key in children for found in _with_arrays(folder / key, f"{name}/{key}")]
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -7,6 +7,7 @@ or two of them meet. Groups are built beside the store and moved into place, so 
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from zarr.codecs import BloscCodec
 
 from foveate.data.labels import Coordinate
 from foveate.data.layout import ArraySpec, Cut, batches, cut
-from foveate.data.ledger import Ledger, ledger_folder, sweep
+from foveate.data.ledger import Ledger, ledger_folder, sweep, write_json
 from foveate.data.schema import check_version, plain
 from foveate.errors import StoreError
 
@@ -235,6 +236,7 @@ class building:  # noqa: N801  (used as a context manager only)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is None:
+            _unconsolidate(self.store)
             root = zarr.open_group(self.store, mode="r+", use_consolidated=False)
             parent = self.name.rpartition("/")[0]
             if parent:
@@ -270,6 +272,14 @@ def consolidate(store: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "not part of the Zarr format 3 specification": every reader takes it
         zarr.consolidate_metadata(store)
+
+
+def _unconsolidate(store: Path) -> None:
+    """Drop the gathered metadata before the tree changes: a writer that dies in between leaves none that lies."""
+    place = store / "zarr.json"
+    metadata = json.loads(place.read_text(encoding="utf-8"))
+    if metadata.pop("consolidated_metadata", None) is not None:
+        write_json(place, metadata)
 
 
 _POSTPONED: set[Path] = set()

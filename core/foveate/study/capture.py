@@ -164,7 +164,7 @@ class _Job:
             self._probed[positions] = results
             if any(result.record.status == OK for result in results.values()):
                 return len(positions), time.monotonic() - started
-            reasons |= {self.manifest.ids[i]: result.record.failure for i, result in results.items()}
+            reasons |= {self.manifest.rows[i].id: result.record.failure for i, result in results.items()}
         if self.worker.in_a_row:
             raise self.worker.in_a_row[0]
         raise SampleError(
@@ -318,7 +318,7 @@ def _worst(certificates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _report(job: _Job, records: Mapping[int, SampleRecord], resumed: int, seconds: float) -> CaptureReport:
-    failures = {job.manifest.ids[i]: r.failure for i, r in sorted(records.items()) if r.status == FAILED}
+    failures = {job.manifest.rows[i].id: r.failure for i, r in sorted(records.items()) if r.status == FAILED}
     attrs = read_attrs(job.out)
     captured = sum(record.status == OK for record in records.values())
     return CaptureReport(
