@@ -8,7 +8,8 @@ from what the registry expects.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +29,20 @@ _NOT_OURS = ("Backbone", "ForMaskedImageModeling", "ForPreTraining")
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model in eval mode, where it came from, and the files beside it."""
+    """A model in eval mode, where it came from, and the files beside it.
+
+    ``beside`` is the folder, file or hub id whose preprocessor and tokenizer belong to the model: for random
+    weights that of the trained twin, if there is one, so that both see the same pixels.
+    """
 
     model: nn.Module
-    config: Any
     place: str
     card: ModelCard
+    beside: str | None
 
     def side_file(self, name: str) -> Mapping[str, Any] | None:
         """A JSON file beside the weights (``preprocessor_config.json``), or None where there is none."""
-        return None if self.place == "random" else read_side_file(self.place, name, self.card.revision)
+        return None if self.beside is None else read_side_file(self.beside, name, self.card.revision)
 
 
 def load_model(
@@ -58,14 +63,32 @@ def load_model(
     """
     transformers = import_transformers()
     place = str(weights or getattr(row, "weights", None) or row.id)
-    settings = _config(row, place, config)
-    _check_family(row, settings)
-    cls = _architecture(transformers, row, settings, architecture)
-    settings = _part_for(cls, settings)
-    model = _random(cls, settings, seed) if place == "random" else _pretrained(cls, settings, place, row)
+    beside = place if place != "random" else _trained_twin(row, config)
+    with _quiet(transformers, local=place == "random" or Path(place).exists()):
+        settings = _config(row, beside, config)
+        _check_family(row, settings)
+        cls = _architecture(transformers, row, settings, architecture)
+        settings = _part_for(cls, settings)
+        model = _random(cls, settings, seed) if place == "random" else _pretrained(cls, settings, place, row)
     model = model.to(device=device, dtype=torch_dtype(dtype)).eval().requires_grad_(False)
     files.check_finite(row.id, files.all_tensors(model))
-    return Loaded(model, model.config, place, _card(row, place, adapter, seed, model))
+    return Loaded(model, place, _card(row, place, adapter, seed, model), beside)
+
+
+@contextmanager
+def _quiet(transformers: Any, *, local: bool) -> Iterator[None]:
+    """No advice about configurations, and no progress bars for what is on disk (downloads keep theirs)."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    if local:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
 
 
 def import_transformers() -> Any:
@@ -120,15 +143,46 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 # ------------------------------------------------------------------------------- configuration
 
 
-def _config(row: Any, place: str, given: Mapping[str, Any] | Path | str | None) -> Any:
+def _trained_twin(row: Any, config: Mapping[str, Any] | Path | str | None) -> str | None:
+    """Where the files of random weights' trained twin are, or None where ``config`` says what to build.
+
+    The row's own ``config`` is a stand-in for machines that never saw the checkpoint: it yields to the
+    checkpoint's files, and only a config that the user gives overrules them.
+    """
+    shipped = getattr(row, "weights", None)
+    stand_in = (getattr(row, "options", None) or {}).get("config")
+    if config is not None and config is not stand_in:
+        return None
+    if shipped is not None or Path(row.id).is_dir():
+        return str(shipped or row.id)
+    if row.id in (row.family.id, row.family.source):
+        return None
+    return row.id if stand_in is None or _is_cached(row) else None
+
+
+def _is_cached(row: Any) -> bool:
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        row.id,
+        "config.json",
+        revision=getattr(row, "revision", None) or None,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def _config(row: Any, beside: str | None, given: Mapping[str, Any] | Path | str | None) -> Any:
     """The config.json that belongs to the weights; ``given`` only where they bring none."""
-    own = Path(place).parent if Path(place).is_file() else Path(place)
-    if place == "random":
-        return _config_at(row, given) if given is not None else _config_for_random(row)
+    if beside is None:  # random weights of no checkpoint: as given, or the default of a bare family
+        return _config_at(row, given if given is not None else {})
+    own = Path(beside).parent if Path(beside).is_file() else Path(beside)
     if (own / "config.json").is_file():
         return _config_at(row, own)
     if not own.exists():
-        return _config_from_hub(row, place)
+        return _config_from_hub(row, beside)
     if given is None:
         raise ModelError(f"{own}: no config.json", remedy="give a folder saved by save_pretrained, or config=...")
     return _config_at(row, given)
@@ -141,16 +195,6 @@ def _config_at(row: Any, given: Mapping[str, Any] | Path | str) -> Any:
     if path.is_dir():
         return _config_from_hub(row, str(path))  # from_pretrained reads folders too
     return _config_from_mapping(row, _read_json(path))
-
-
-def _config_for_random(row: Any) -> Any:
-    """Without ``config=``: what ships with the row, the default of a bare family, or the hub's."""
-    shipped = getattr(row, "weights", None)
-    if shipped is not None:
-        return _config(row, str(shipped), None)
-    if row.id in (row.family.id, row.family.source):
-        return _config_from_mapping(row, {})
-    return _config_from_hub(row, row.id)
 
 
 def _config_from_mapping(row: Any, values: Mapping[str, Any]) -> Any:

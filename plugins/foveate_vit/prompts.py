@@ -61,11 +61,11 @@ def open_tokenizer(loaded: Loaded) -> Any:
     """The tokenizer beside the weights. Raises ModelError where there is none."""
     from transformers import AutoTokenizer
 
-    place = Path(loaded.place)
-    where = str(place.parent) if place.is_file() else loaded.place
     try:
-        if loaded.place == "random":
-            raise OSError("random weights come without a tokenizer")
+        if loaded.beside is None:
+            raise OSError("these random weights belong to no checkpoint")
+        place = Path(loaded.beside)
+        where = str(place.parent) if place.is_file() else loaded.beside
         return AutoTokenizer.from_pretrained(where, revision=loaded.card.revision or None, trust_remote_code=False)
     except (OSError, ValueError, ImportError, TypeError) as error:
         raise ModelError(

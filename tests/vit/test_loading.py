@@ -202,6 +202,35 @@ def test_random_weights_follow_their_seed_and_leave_the_generator_alone() -> Non
     assert "random weights" in one.card.notes[0]
 
 
+def test_the_untrained_twin_of_a_folder_sees_the_same_pixels_and_prompts(tmp_path: Path) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    from vit_models import toy_tokenizer
+
+    open_tiny("CLIPModel").module.save_pretrained(tmp_path)
+    toy_tokenizer().save_pretrained(tmp_path)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 40}, crop_size={"height": 28, "width": 28}, image_mean=[0.1, 0.2, 0.3]
+    ).save_pretrained(tmp_path)
+    trained, twin = (open_source(tmp_path, weights=w, prompts=["cat", "dog"]) for w in (None, "random"))
+    assert torch.equal(trained.encode(photos(2)).inputs, twin.encode(photos(2)).inputs)
+    assert trained.facts() == twin.facts()
+    assert not torch.allclose(scores(trained), scores(twin))
+    assert twin.card.weights_sha256.startswith("random:")
+
+
+def test_opening_is_quiet_and_leaves_the_librarys_settings_alone(
+    saved: tuple[Any, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    capfd.readouterr()
+    open_source(saved[1])
+    assert capfd.readouterr().err == ""
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
 def test_a_known_model_has_its_true_shape_even_with_random_weights() -> None:
     from foveate.plugins.opening import check_expect
     from foveate.plugins.registry import models
