@@ -189,7 +189,7 @@ def _explain_batch(
     for name, made in explain_all(wanted, objective, seed=settings.seed):
         blocks = _blocks(run, made, objective.bound, scores, slots, len(loaded), settings.max_targets)
         for diagnostic in _diagnostics(next(m for m in wanted if m.name == name)):
-            rows = made.info.get("rows", {}).get(diagnostic, np.full(len(slots), np.nan))
+            rows = made.info.get("per_row", {}).get(diagnostic, np.full(len(slots), np.nan))
             blocks[diagnostic] = _place(np.asarray(rows, np.float32), slots, len(loaded), settings.max_targets)
         writers[name].write(list(loaded), blocks)
 
@@ -330,7 +330,7 @@ def _attrs(run: Run, source: AttentionSource, method: Attribution, settings: Set
         "citation": getattr(method, "citation", ""),
         "options": _plain(options),
         "signed": options.get("pooling") == "signed" or options.get("relu") is False,
-        "target_kind": target.kind,
+        "target_kind": source.targets[0] if target.kind == "default" and source.targets else target.kind,
         "target_asked": "" if target.label is None else str(target.label),
         "target_object": -1 if target.object is None else target.object,
         "scale": target.scale,

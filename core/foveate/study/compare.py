@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +176,7 @@ def _draw(
         for run, place, site in zip((a, b), places, sites, strict=True)
     ]
     (panel_a, rule_a), (panel_b, rule_b) = panels
+    panel_a, panel_b = replace(panel_a, title=f"A: {a.model_id}"), replace(panel_b, title=f"B: {b.model_id}")
     note = (
         f"{report.matched.ids[image]}: the image of median agreement (Spearman {spearman[row]:.2f}) "
         f"of {len(report.result.kept)}"

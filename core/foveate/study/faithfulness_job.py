@@ -198,12 +198,11 @@ def _variable(job: Job, dims: Sequence[str], axes: Mapping[str, Any]) -> tuple[A
 def _attrs(job: Job) -> dict[str, Any]:
     """All that fixes the scores; equal attributes mean the same job."""
     card, target = job.source.card, job.target
-    kind = job.source.targets[0] if target.kind == "default" and job.source.targets else target.kind
     return {
         **job.scoring.record(),
         "model": card.id,
         "weights_sha256": card.weights_sha256,
-        "target": f"{kind} ({'what the model answers' if target.label is None else target.label})",
+        "target": f"{target.kind} ({'what the model answers' if target.label is None else target.label})",
         "grid": list(job.run.grid.shape),
         "maps": {name: str(stored.attrs.get("product_hash", "")) for name, stored in job.stored.items()},
         "untrained": job.twin.card.id if job.twin else "",
