@@ -26,13 +26,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     random = np.random.default_rng(1)
     for method, signed in (("rollout", False), ("integrated_gradients", True)):
         values = random.normal(size=(5, 1, 2, 2)) if signed else random.random((5, 1, 2, 2))
-        table = xr.Dataset({"map": (("sample", "target", "y", "x"), values.astype(np.float32))})
+        table = xr.Dataset(
+            {
+                "map": (("sample", "target", "y", "x"), values.astype(np.float32)),
+                "converged": (("sample", "target"), np.arange(5)[:, None] > 0),
+                "target_label": (("sample", "target"), np.full((5, 1), "cat", object)),
+            }
+        )
         made.run.write_product(f"attributions/{method}", table, {"signed": signed})
     entropy = xr.Dataset(
         {"entropy": (("sample", "layer", "head", "query"), random.random((5, 2, 3, 17)), {"units": "nat"})},
         coords={"layer": [0, 1]},
     )
-    made.run.write_product(f"metrics/{SITE}/entropy", entropy)
+    made.run.write_product(
+        f"metrics/{SITE}/entropy", entropy, {"metric": "entropy", "K": 16, "over_keys": "patch"}
+    )
     return made
 
 
@@ -88,6 +96,9 @@ def test_maps_come_with_their_sign(run: Run) -> None:
     assert not panel.signed
     assert pick.map_panel(run, 1, "integrated_gradients")[0].signed
     assert rule.what == "attribution rollout"
+    assert rule.note == "target cat"
+    assert panel.title == "rollout"
+    assert pick.map_panel(run, 0, "rollout")[0].title == "rollout (not converged)"
 
 
 def test_a_metric_is_one_value_an_image(run: Run) -> None:
@@ -95,6 +106,7 @@ def test_a_metric_is_one_value_an_image(run: Run) -> None:
     stored = run.product(f"metrics/{SITE}/entropy")["entropy"].values
     np.testing.assert_allclose(item.values, stored[:, 0, 1].mean(-1))
     assert item.unit == "nat"
+    assert item.references == {"uniform": pytest.approx(np.log(16))}
 
 
 def test_the_title_is_sample_and_answer(run: Run) -> None:

@@ -17,8 +17,7 @@ from foveate.render.style import Picture, blank, drawn, finish
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BINS = 31  # odd, so that a constant stands in the middle of its bar
-GROUP_BINS = 15
+MOST_BINS, LEAST_BINS = 31, 11
 MAX_GROUPS = 6
 _COLOURS = ("#3b528b", "#e8590c", "#21918c", "#9467bd", "#5ec962", "#7f7f7f")
 
@@ -77,7 +76,7 @@ def _histogram(axes: Axes, item: Distribution, names: list[str] | None) -> None:
     if not values.size:
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center")
         return
-    edges = _edges(values, BINS if names is None else GROUP_BINS)
+    edges = _edges(values)
     if names is None:
         axes.hist(values, edges, color=_COLOURS[0])
         axes.set_ylabel("images")
@@ -104,7 +103,9 @@ def _by_group(axes: Axes, values: NDArray[np.float64], names: list[str], edges: 
     axes.set_ylabel("share of group")
 
 
-def _edges(values: NDArray[np.float64], bins: int) -> list[float]:
+def _edges(values: NDArray[np.float64]) -> list[float]:
+    """About 2 sqrt(n) equal bins; an odd number, so that a constant stands in the middle of its bar."""
+    bins = int(np.clip(2 * np.sqrt(values.size), LEAST_BINS, MOST_BINS)) | 1
     low, high = float(values.min()), float(values.max())
     if high - low <= 1e-12 * max(abs(low), abs(high), 1.0):
         low, high = low - 0.5, high + 0.5

@@ -5,6 +5,7 @@ Each is thin: choose what is drawn (:mod:`foveate.render.selection`), draw it, w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ from foveate.render.triptych import triptych
 
 POOL = 500
 """At most so many samples are decoded to choose a diverse page from; seeded, and said in the caption."""
+SHOWN = (
+    "entropy_normalised",
+    "effective_number",
+    "top10_mass",
+    "gini",
+    "max_lift",
+    "attention_distance",
+    "head_diversity",
+    "prefix_mass",
+    "sink_mass",
+)
+"""Metrics drawn where none is asked for."""
 ROW = ("site", "layer", "head", "query", "where")
 
 
@@ -90,7 +103,15 @@ class Distributions(Renderer):
         items = [item for name in names for item in pick.metric_values(selection, name, layer=layer, head=head)]
         groups = _column(selection, given["by"]) if "by" in given else None
         heads = "mean of heads" if head == "mean" else f"head {head}"
-        source = f"{selection.model_id} · {site or _sites(names)} · layer {layer}, {heads}"
+        layers = "last kept layer" if layer == -1 else f"layer {layer}"
+        source = f"{selection.model_id} · {site or _sites(names)} · {layers}, {heads}"
+        about = selection.product(names[0]).attrs
+        if "K" in about:
+            source += (
+                f" · K = {about['K']} ({about.get('over_keys', 'all')} keys) · {about.get('computed_from', '')}"
+            )
+        if len(names) < len(known := pick.metric_products(selection, site)):
+            source += f" · {len(names)} of {len(known)} stored metrics"
         title = f"{selection.model_id}: metrics over {selection.ok.size} images"
         return distributions(items, title=title, source=source, groups=groups).save(out)
 
@@ -108,9 +129,10 @@ class Methods(Renderer):
         chosen = given.get("method") or pick.map_methods(selection)
         wanted = [chosen] if isinstance(chosen, str) else list(chosen)
         target = int(given.get("target", 0))
-        panels = [pick.map_panel(selection, position, name, target=target)[0] for name in wanted]
-        keys = panels[0].values.size if panels else 0
-        rule = Rule(selection.model_id, "attribution maps of one target", keys)
+        drawn = [pick.map_panel(selection, position, name, target=target) for name in wanted]
+        panels = [panel for panel, _ in drawn]
+        cells, note = (drawn[0][1].keys, drawn[0][1].note) if drawn else (0, "")
+        rule = Rule(selection.model_id, "attribution maps", cells, note)
         return methods(panels, rule, title=pick.title_of(selection, position), scale=scale).save(out)
 
 
@@ -174,7 +196,7 @@ def _metrics(run: Any, wanted: Any, site: str | None) -> list[str]:
     if not known:
         raise UsageError(f"{run.path}: no metric was computed", remedy=f"foveate metrics {run.path}")
     if not wanted:
-        return known
+        return [name for name in known if name.split("/")[-1] in SHOWN] or known[:9]
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     chosen = [name for name in known if name.split("/")[-1] in names]
     if missing := set(names) - {name.split("/")[-1] for name in chosen}:
@@ -183,6 +205,12 @@ def _metrics(run: Any, wanted: Any, site: str | None) -> list[str]:
             remedy=f"one of {', '.join(sorted({name.split('/')[-1] for name in known}))}",
         )
     return chosen
+
+
+def _how(about: Mapping[str, Any]) -> str:
+    """Over which keys a metric was taken, and from what."""
+    keys = f" · K = {about['K']} ({about.get('over_keys', 'all')} keys)" if "K" in about else ""
+    return keys + (f" · from {about['computed_from']}" if "computed_from" in about else "")
 
 
 def _sites(names: list[str]) -> str:

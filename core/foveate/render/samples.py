@@ -90,7 +90,7 @@ def grid(
     rows = math.ceil(len(panels) / columns)
     ratio = float(np.median([panel.image.shape[0] / panel.image.shape[1] for panel in panels]))
     cell = 11.0 / (2 * columns) if columns > 1 else 3.0
-    figure = blank(min(2 * columns * cell, 11.0) + 1.0, rows * (cell * ratio + 0.5) + 1.4)
+    figure = blank(min(2 * columns * cell, 11.0) + 1.0, rows * (0.93 * cell * ratio + 0.36) + 1.3)
     axes = figure.subplots(rows, 2 * columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()

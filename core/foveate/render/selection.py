@@ -120,14 +120,15 @@ def map_panel(run: Run, position: int, method: str, *, target: int = 0) -> tuple
             f"{run.path}: no attribution {method!r}",
             remedy=f"one of {', '.join(known)}" if known else f"foveate attribute {run.path} --method {method}",
         )
-    dataset = run.product(f"attributions/{method}")
-    stored = dataset["map"].isel(sample=position)
-    values = np.asarray(stored.isel(target=target).values if "target" in stored.dims else stored.values)
-    signed = bool({**dataset.attrs, **stored.attrs}.get("signed", False))
-    panel = Panel.of_map(
-        run.load_sample(position).pixels, run.geometry(position), values, run.grid, method, signed=signed
-    )
-    return panel, Rule(run.model_id, f"attribution {method}", values.size)
+    dataset = run.product(f"attributions/{method}").isel(sample=position)
+    dataset = dataset.isel(target=target) if "target" in dataset.dims else dataset
+    signed = bool({**dataset.attrs, **dataset["map"].attrs}.get("signed", False))
+    title = method if bool(dataset.get("converged", True)) else f"{method} (not converged)"
+    values = np.asarray(dataset["map"].values, np.float64)
+    image, geometry = run.load_sample(position).pixels, run.geometry(position)
+    panel = Panel.of_map(image, geometry, values, run.grid, title, signed=signed)
+    explained = f"target {dataset['target_label'].item()}" if "target_label" in dataset else ""
+    return panel, Rule(run.model_id, f"attribution {method}", values.size, explained)
 
 
 def map_methods(run: Run) -> list[str]:
@@ -158,10 +159,24 @@ def metric_values(run: Run, name: str, *, layer: int = -1, head: Head = "mean") 
             array = array.isel(layer=layer_index(dataset, layer))
         if "head" in array.dims and head != "mean":
             array = array.isel(head=_head(dataset, head))
-        values = array.mean([dim for dim in array.dims if dim != "sample"], skipna=True)
-        unit = str(array.attrs.get("units", array.attrs.get("unit", "")))
-        found.append(Distribution(str(variable), values.values[run.ok], "" if unit == "1" else unit))
+        values = array.mean([dim for dim in array.dims if dim != "sample"], skipna=True).values[run.ok]
+        unit = str({**dataset.attrs, **array.attrs}.get("units", ""))
+        found.append(Distribution(str(variable), values, "" if unit == "1" else unit, _uniform(dataset)))
     return found
+
+
+def _uniform(dataset: xr.Dataset) -> dict[str, float]:
+    """What the metric would be if the row were uniform over its K keys, where a row alone decides that."""
+    from foveate.plugins.manager import plugin_manager
+
+    keys, name = int(dataset.attrs.get("K", 0)), str(dataset.attrs.get("metric", ""))
+    specs = {spec.name: spec for spec in plugin_manager().specs("metric")}
+    if not keys or name not in specs:
+        return {}
+    metric = specs[name].create()
+    if metric.info.needs or metric.info.consumes != ("key",) or metric.info.produces:
+        return {}
+    return {"uniform": float(np.squeeze(metric.kernel(np.full((1, 1, keys), 1 / keys))))}
 
 
 def metric_products(run: Run, site: str | None = None) -> list[str]:
@@ -208,10 +223,10 @@ def _head(dataset: xr.Dataset, head: Head) -> int:
 
 
 def _head_words(dataset: xr.Dataset, head: Head) -> str:
-    count = int(dataset.sizes["head"])
+    kept = int(dataset.sizes["head"])
     if head != "mean":
-        return f"head {head} of {count}"
-    return f"mean of {count} heads" if count > 1 else "heads averaged"
+        return f"head {head} of {kept}"
+    return f"mean of {int(dataset.attrs.get('model_heads', kept))} heads"
 
 
 def _layer_words(dataset: xr.Dataset, index: int) -> str:
@@ -220,14 +235,14 @@ def _layer_words(dataset: xr.Dataset, index: int) -> str:
 
 
 def _query_words(dataset: xr.Dataset, query: int) -> str:
-    rule = str(dataset["attention"].attrs.get("rule", dataset.attrs.get("rule", "")))
-    if "query_label" in dataset.coords and "sample" not in dataset["query_label"].dims:
-        label = str(dataset["query_label"].values[query])
-        if label:
-            return f"attention of row {label}"
-    if int(dataset.sizes["query"]) == 1 and rule:
+    """What a kept row is: the readout, or the token it belongs to."""
+    rule = str(dataset.attrs.get("rows", ""))
+    if int(dataset.sizes["query"]) == 1 and rule and not rule.isdigit():
         return f"attention of the readout row ({rule})"
-    return f"attention of kept row {query}"
+    number = int(dataset["query_index"].values[query]) if "query_index" in dataset.coords else query
+    kinds = dataset["query_kind"] if "query_kind" in dataset.coords else None
+    kind = f" ({TOKEN_KINDS[int(kinds.values[query])]})" if kinds is not None and kinds.dims == ("query",) else ""
+    return f"attention of token {number}{kind}"
 
 
 def _place(dataset: xr.Dataset, query: int) -> str:

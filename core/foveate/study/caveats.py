@@ -63,7 +63,9 @@ def _not_cause(facts: Facts) -> str:
 def _answer(facts: Facts) -> str:
     best = facts.predictions[:2]
     if not best:
-        return "the model gives no answer here, so the map explains none"
+        return (
+            "the model gives no answer here, so the map explains none (models that compare with text need prompts)"
+        )
     if len(facts.predictions) == 1 and best[0].score > 1 - 1e-6:
         return f"only one answer was possible ({best[0].label}): give more prompts"
     if best[0].score < UNSURE:

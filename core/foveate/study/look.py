@@ -70,7 +70,8 @@ class Look:
     def __str__(self) -> str:
         answers = [f"  {p.score:5.2f}  {p.label}" for p in self.predictions[:5]]
         notes = [f"  - {caveat}" for caveat in self.caveats]
-        return "\n".join([f"{self.model} answers", *answers, str(self.rule), "caveats", *notes])
+        said = f"{self.model} answers" if answers else f"{self.model} gives no answer"
+        return "\n".join([said, *answers, str(self.rule), "caveats", *notes])
 
     def _repr_html_(self) -> str:
         image = base64.b64encode(self.picture.png()).decode()
