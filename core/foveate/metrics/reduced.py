@@ -24,7 +24,7 @@ def is_reducible(metric: Metric, site: xr.Dataset, keys: Keys) -> TypeGuard[Redu
 def reduced_blocks(
     array: xr.DataArray, metrics: Sequence[Reducible], *, key: Tokens, keys: Keys, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
-    """Walk a reduction ``(sample, ..., head, token | key)`` as :func:`foveate.metrics.labelled.blocks` does rows."""
+    """Walk a reduction ``(sample, ..., token | key)`` as :func:`foveate.metrics.labelled.blocks` walks rows."""
     samples = array.sizes["sample"]
     step = max(1, block_bytes * max(samples, 1) // max(4 * array.size, 1)) if isinstance(key, TokenAxis) else 1
     for start in range(0, max(samples, 1), step):

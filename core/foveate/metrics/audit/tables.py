@@ -183,6 +183,11 @@ def _parquet(path: Path) -> pd.DataFrame:
     return frame.astype(str).replace({"nan": "", "None": "", "<NA>": ""})
 
 
+def table_of(frame: pd.DataFrame, title: str = "") -> Table | None:
+    """The table that a frame with one row an image holds, or None where it holds no attention statistic."""
+    return next(iter(_from_frame(frame.astype(str).replace({"nan": ""}), title)), None)
+
+
 def _from_frame(frame: pd.DataFrame, title: str) -> list[Table]:
     if frame.shape[1] == 0:
         return []
