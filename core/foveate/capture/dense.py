@@ -159,6 +159,17 @@ def _per_group(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` where ``right`` may have fewer heads, each serving a group (grouped-query attention)."""
     groups = left.shape[1] // right.shape[1]
     if groups == 1:
-        return left @ right
-    grouped: Tensor = left.unflatten(1, (right.shape[1], groups)) @ right.unsqueeze(2)
+        return _product(left, right)
+    grouped = _product(left.unflatten(1, (right.shape[1], groups)), right.unsqueeze(2))
     return grouped.flatten(1, 2)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` without copying ``right``.
+
+    Heads of a model's k are strided views; matmul merges sample and head by copying all of k, which costs
+    more than the few rows it is wanted for. One sample at a time there is nothing to merge.
+    """
+    if len(right) > 1 and right.stride(0) != right.shape[1] * right.stride(1):
+        return torch.stack([one @ other for one, other in zip(left, right, strict=True)])
+    return left @ right
