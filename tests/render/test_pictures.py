@@ -159,7 +159,7 @@ def test_the_difference_is_the_log_ratio_on_common_cells() -> None:
     for i in range(len(cells.y) - 1):
         for j in range(len(cells.x) - 1):
             part = np.s_[int(cells.y[i]) : int(cells.y[i + 1]), int(cells.x[j]) : int(cells.x[j + 1])]
-            expected = np.log2(pixel_coarse[part].mean() / pixel_fine[part].mean())
+            expected = np.log2(max(pixel_coarse[part].mean(), 1 / 8) / max(pixel_fine[part].mean(), 1 / 8))
             assert got[i, j] == pytest.approx(expected)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.errors import UsageError
 from foveate.geometry import Geometry
 from foveate.render.panel import Panel, Rule, colour_bar, outline_visible, show_map, show_photo
-from foveate.render.scale import Scale, check_name, shared
+from foveate.render.scale import LIFT_LOW, Scale, check_name, shared
 from foveate.render.style import Picture, blank, drawn, finish
 
 DIFFERENCE_LIMIT = 3.0  # log2: eight times more or less
@@ -48,7 +48,7 @@ def side_by_side(
         ratio_panel, ratio_scale = difference(a, b)
         colour_bar(axes[3], show_map(axes[3], ratio_panel, ratio_scale), ratio_scale, shrink=0.8)
         axes[3].set_title("B / A where both saw")
-        words = "difference on the coarser grid, by area, each map divided by its uniform level"
+        words = "B / A on the coarser grid, by area, in times uniform, where less than ⅛ counts as ⅛"
     return finish(
         figure, title or f"{rules[0].model} and {rules[1].model}", f"A: {rules[0]}", f"B: {rules[1]}",
         colours.words, words, note,
@@ -58,14 +58,16 @@ def side_by_side(
 def difference(a: Panel, b: Panel) -> tuple[Panel, Scale]:
     """log2 of B over A, both relative to uniform, on the coarser grid's cells within what both models saw.
 
-    Raises UsageError where that is nothing.
+    Both are taken as the lift scale shows them: below 1/8 of uniform all values are alike, so that the ratio
+    of two nearly empty cells does not look like a finding. Raises UsageError where the models saw nothing
+    in common.
     """
     coarse = min((a, b), key=lambda panel: panel.grid.shape[0] * panel.grid.shape[1])
     seen = _seen_by_both(a.geometry, b.geometry)
     canvas = coarse.geometry.grid_to_original(coarse.grid).clip(*seen)
     relative = [panel.geometry.to_canvas(panel.values / panel.uniform, panel.grid, canvas) for panel in (a, b)]
-    floor = 2.0**-10
-    log_ratio = np.log2(np.maximum(relative[1], floor)) - np.log2(np.maximum(relative[0], floor))
+    low = 2.0**LIFT_LOW
+    log_ratio = np.log2(np.maximum(relative[1], low)) - np.log2(np.maximum(relative[0], low))
     scale = Scale("signed", Normalize(-DIFFERENCE_LIMIT, DIFFERENCE_LIMIT), "RdBu_r", "log₂ (B / A)", "")
     return Panel.of_map(a.image, _whole(a), log_ratio, canvas, signed=True), scale
 
