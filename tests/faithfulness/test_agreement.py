@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from foveate.faithfulness.agreement import captum_agreement, captum_ceiling, excess
+from foveate.faithfulness.agreement import by_pair, captum_agreement, captum_ceiling, excess
 
 N, CELLS = 30, 49
 
@@ -69,3 +69,14 @@ def test_top_overlap_of_unrelated_maps_is_the_chance_level():
     assert float(agreed.null.sel({"measure": "top_overlap", "method": "noise"}).mean()) == pytest.approx(
         5 / 49, abs=0.02
     )
+
+
+def test_pairs_are_the_means_over_images_and_a_method_is_not_paired_with_itself():
+    agreed = table()
+    pairs = by_pair(agreed)
+    assert len(pairs) == 2 * (5 * 2 - 2)
+    one = next(p for p in pairs if (p["measure"], p["method"], p["captum"]) == ("spearman", "rollout", "ig"))
+    chosen = agreed.sel({"measure": "spearman", "method": "rollout", "captum": "ig"})
+    assert one["own"] == pytest.approx(float(chosen.own.mean()))
+    assert one["excess"] == pytest.approx(float((chosen.own - chosen.null).mean()))
+    assert one["low"] < one["excess"] < one["high"]

@@ -247,7 +247,7 @@ def test_command(run, opened, tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "Faithfulness of explanations: tiny" in shown.stdout
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {f"leaderboard.{suffix}" for suffix in ("txt", "md", "csv", "json", "svg")}
+    assert names == {f"leaderboard.{suffix}" for suffix in ("txt", "md", "csv", "json", "svg")} | {"agreement.csv"}
     printed = json.loads(CliRunner().invoke(main, [*call, "--json"]).stdout)
     table = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").open()))
     assert [row["method"] for row in table] == [row["method"] for row in printed["rows"]]

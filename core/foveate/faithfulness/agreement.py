@@ -69,6 +69,29 @@ def captum_ceiling(table: xr.Dataset, measure: str = "spearman", *, seed: int = 
     return bootstrap_mean(among.mean(["method", "captum"]).values, seed=seed)
 
 
+def by_pair(table: xr.Dataset, *, seed: int = 0) -> list[dict[str, str | float]]:
+    """Every method with every Captum method: means of own and null, the excess with its interval."""
+    rows: list[dict[str, str | float]] = []
+    for measure in map(str, table["measure"].values):
+        for method in map(str, table["method"].values):
+            for captum in map(str, table["captum"].values):
+                pair = table.sel({"measure": measure, "method": method, "captum": captum})
+                own, null = pair["own"].values, pair["null"].values
+                beyond = bootstrap_mean(own - null, seed=seed)
+                if np.isfinite(own).any():
+                    names: dict[str, str | float] = {"measure": measure, "method": method, "captum": captum}
+                    numbers = {
+                        "own": float(np.nanmean(own)),
+                        "null": float(np.nanmean(null)) if beyond.n else np.nan,
+                    }
+                    rows.append({**names, **numbers, "excess": beyond.estimate, **_bounds(beyond)})
+    return rows
+
+
+def _bounds(one: Interval) -> dict[str, float]:
+    return {"low": one.low, "high": one.high, "n": one.n}
+
+
 def _excess(table: xr.Dataset, measure: str) -> xr.DataArray:
     return (table["own"] - table["null"]).sel(measure=measure)
 

@@ -52,7 +52,8 @@ class Row:
     ``deletion`` and ``insertion`` are mean areas over images under the main baseline and scale;
     ``versus_random`` is the paired comparison of the main protocol; ``protocols_better`` and ``..._worse``
     count the protocols in which the verdict against random is that. ``ranks`` is (best, worst) over all
-    protocols among ranked methods, None for controls and unranked ones.
+    protocols among ranked methods, None for controls and unranked ones. ``localisation`` and ``agreement``
+    (with Captum, beyond the cross-image null) are by measure.
     """
 
     method: str
@@ -65,7 +66,7 @@ class Row:
     protocols_worse: int
     ranks: tuple[int, int] | None
     localisation: Mapping[str, Interval] = field(default_factory=dict)
-    agreement: Interval | None = None
+    agreement: Mapping[str, Interval] = field(default_factory=dict)
     converged: float = 1.0
     seed_spearman: float = float("nan")
 
@@ -260,11 +261,12 @@ def _localisation(scores: xr.Dataset, name: str, seed: int) -> dict[str, Interva
     return {measure: interval for measure, interval in found.items() if interval.n}
 
 
-def _agreement(table: xr.Dataset | None, name: str, seed: int) -> Interval | None:
+def _agreement(table: xr.Dataset | None, name: str, seed: int) -> dict[str, Interval]:
+    """Agreement with Captum beyond the null, by measure."""
     if table is None or not table.sizes["captum"] or name not in table["method"].values:
-        return None
-    interval = excess(table, name, seed=seed)
-    return interval if interval.n else None
+        return {}
+    found = {str(m): excess(table, name, str(m), seed=seed) for m in table["measure"].values}
+    return {measure: interval for measure, interval in found.items() if interval.n}
 
 
 def _ceilings(scores: xr.Dataset, table: xr.Dataset | None, seed: int) -> dict[str, Interval]:

@@ -22,6 +22,7 @@ WIDTH = 120
 FEW_IMAGES = 20
 """Below this many images the caption warns."""
 _LOCALISATION = {"pointing": "pointing", "roc_auc": "ROC-AUC", "mass_accuracy": "mass in mask"}
+_AGREEMENT = {"spearman": "Captum rho", "top_overlap": "top 10 %"}
 
 
 def to_text(board: Leaderboard) -> str:
@@ -98,8 +99,8 @@ def record(board: Leaderboard, row: Row) -> dict[str, Any]:
     }
     for name, interval in row.localisation.items():
         flat |= _flat(name, interval)
-    if row.agreement is not None:
-        flat |= _flat("captum_agreement", row.agreement)
+    for name, interval in row.agreement.items():
+        flat |= _flat(f"captum_{name}", interval)
     return flat | {"converged": row.converged, "seed_spearman": _or_none(row.seed_spearman)}
 
 
@@ -134,11 +135,11 @@ def _how(board: Leaderboard) -> list[str]:
 
 def _agreement_words(board: Leaderboard) -> str:
     words = (
-        "Captum agreement: Spearman correlation with Captum's maps of the same image minus that with maps of "
-        "other images; never part of the ranking."
+        "Captum rho, top 10 %: Spearman correlation and overlap of the top tenth with Captum's maps of the same "
+        "image, minus those with maps of other images, mean over Captum's methods; never part of the ranking."
     )
     if "captum" in board.ceilings:
-        words += f" Captum's methods among themselves reach {_number(board.ceilings['captum'].estimate)}"
+        words += f" Captum's methods among themselves reach rho {_number(board.ceilings['captum'].estimate)}"
         words += "." if "seeds" not in board.ceilings else ","
     if "seeds" in board.ceilings:
         words += f" sampled methods with themselves under another seed {_number(board.ceilings['seeds'].estimate)}"
@@ -198,16 +199,16 @@ def _caveats(board: Leaderboard) -> list[str]:
 def _cells(board: Leaderboard) -> list[list[str]]:
     """Header and lines; methods and controls together in the order of the main score, unranked ones last."""
     localised = [name for name in _LOCALISATION if any(name in row.localisation for row in board.rows)]
-    agreed = any(row.agreement for row in board.rows)
+    agreed = [name for name in _AGREEMENT if any(name in row.agreement for row in board.rows)]
     header = ["rank", "range", "method", "deletion ↓", "insertion ↑", f"{board.main.mode} - random [95 %]"]
     header += ["verdict", "better on", "+/-", *(_LOCALISATION[name] for name in localised)]
-    header += ["Captum agreement"] * agreed
+    header += [_AGREEMENT[name] for name in agreed]
     lines = []
     for row in (*(r for r in board.rows if r.is_ranked or r.is_control), *board.unranked):
         line = [*_place(board, row), _name(row), _number(row.deletion), _number(row.insertion)]
         line += [*_versus(row), _signs(row)]
         line += [_number(row.localisation[m].estimate) if m in row.localisation else "" for m in localised]
-        line += [_signed(row.agreement.estimate) if row.agreement else ""] * agreed
+        line += [_signed(row.agreement[m].estimate) if m in row.agreement else "" for m in agreed]
         lines.append(line)
     return [header, *lines]
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from foveate.faithfulness.agreement import captum_agreement
+from foveate.faithfulness.agreement import by_pair, captum_agreement
 from foveate.faithfulness.curves import area_under, forward_count
 from foveate.faithfulness.leaderboard import (
     CONTROL,
@@ -95,7 +96,7 @@ def run_faithfulness(
     if agreement.sizes["captum"]:
         run.write_product(AGREEMENT, agreement)
     board = build_leaderboard(scores.isel(sample=job.positions), agreement, main=main, seed=settings.scoring.seed)
-    files = _write(board, out, figure) if out is not None else ()
+    files = _write(board, agreement, out, figure) if out is not None else ()
     return FaithfulnessReport(board, failed, files)
 
 
@@ -164,7 +165,7 @@ def _agreement(job: Job) -> xr.Dataset:
     return captum_agreement(maps, by_captum, ids, seed=job.scoring.seed)
 
 
-def _write(board: Leaderboard, out: Path, figure: str) -> tuple[Path, ...]:
+def _write(board: Leaderboard, agreement: xr.Dataset, out: Path, figure: str) -> tuple[Path, ...]:
     from foveate.study.faithfulness_figure import draw
 
     out.mkdir(parents=True, exist_ok=True)
@@ -176,4 +177,7 @@ def _write(board: Leaderboard, out: Path, figure: str) -> tuple[Path, ...]:
     }
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
+    if pairs := by_pair(agreement):
+        pd.DataFrame(pairs).to_csv(out / "agreement.csv", index=False)
+        texts["agreement.csv"] = ""
     return (*(out / name for name in texts), draw(board, out / f"leaderboard.{figure}"))
