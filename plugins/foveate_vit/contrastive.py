@@ -17,9 +17,10 @@ import torch
 
 from foveate.errors import UsageError
 from foveate.interfaces import Batch, BoundTarget, Prediction, Sample, Target
+from foveate_vit.choices import bind_choice, one_kind, score_choice, top_predictions
 from foveate_vit.loading import Loaded, load_model
 from foveate_vit.prompts import Prompts, embed, open_tokenizer, tokenise
-from foveate_vit.vision import VisionSource, _adapter, bind_choice, one_kind, score_choice, top_predictions
+from foveate_vit.vision import VisionSource, adapter_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,7 @@ class ContrastiveSource(VisionSource):
     ) -> ContrastiveSource:
         """Open a registry row; see the class. Raises ModelError, UsageError, MissingDependencyError."""
         asked = Prompts.read(prompts, template) if prompts is not None else None
-        loaded = load_model(row, adapter=_adapter(cls), weights=weights, device=device, dtype=dtype, **options)
+        loaded = load_model(row, adapter=adapter_of(cls), weights=weights, device=device, dtype=dtype, **options)
         return cls(loaded, row.family, image_size=image_size, prompts=asked, tokenizer=tokenizer)
 
     @property

@@ -36,7 +36,7 @@ from foveate.interfaces import (
 from foveate_vit.architecture import family_sites, text_tower
 from foveate_vit.loading import Loaded, load_model
 from foveate_vit.prompts import open_tokenizer, tokenise
-from foveate_vit.vision import _adapter
+from foveate_vit.vision import adapter_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +79,7 @@ class TextSource(AttentionSource):
         """Open a registry row. Raises ModelError, MissingDependencyError."""
         loaded = load_model(
             row,
-            adapter=_adapter(cls),
+            adapter=adapter_of(cls),
             weights=weights,
             device=device,
             dtype=dtype,
@@ -173,7 +173,8 @@ class TextSource(AttentionSource):
         """The token that the tower's embedding is read from (see :meth:`end_positions`)."""
         samples = range(len(batch)) if bound is None else [row.sample for row in bound.rows]
         ends = self.end_positions(batch)
-        return {ENCODER: Readout(torch.eye(self.length)[[ends[i] for i in samples]], "end of text")}
+        one_hot = torch.eye(self.length, device=batch.inputs.device)[[ends[i] for i in samples]]
+        return {ENCODER: Readout(one_hot, "end of text")}
 
     def fixed_readout(self, batch: Batch) -> Mapping[str, Readout]:
         """The same: it follows from the token ids."""

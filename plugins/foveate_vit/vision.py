@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foveate.errors import CaptureError, SampleError, UsageError
+from foveate.errors import SampleError, UsageError
 from foveate.geometry import CellGrid
 from foveate.interfaces import (
     AttentionSource,
@@ -41,6 +40,7 @@ from foveate.interfaces import (
     TokenAxis,
 )
 from foveate_vit.architecture import Layout, family_sites, vision_tower
+from foveate_vit.choices import bind_choice, score_choice, top_predictions
 from foveate_vit.loading import Loaded, load_model
 from foveate_vit.preprocess import Recipe
 from foveate_vit.readouts import weights_of
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 ENCODER, POOL = "vision.encoder.self", "vision.pool"
 TOKENS, PROBE = "vision.tokens", "vision.probe"
-TOP = 5
-"""How many classes ``predictions`` lists."""
 
 
 class VisionSource(AttentionSource):
@@ -88,7 +86,7 @@ class VisionSource(AttentionSource):
         """Open a registry row; see the class. Raises ModelError, MissingDependencyError."""
         loaded = load_model(
             row,
-            adapter=_adapter(cls),
+            adapter=adapter_of(cls),
             weights=weights,
             device=device,
             dtype=dtype,
@@ -290,9 +288,9 @@ class VisionSource(AttentionSource):
 
     def _readout(self, batch: Batch, rows: int) -> Mapping[str, Readout]:
         if self.rule == "pooling head":
-            return {POOL: Readout(torch.ones(rows, 1), self.rule)}
+            return {POOL: Readout(torch.ones(rows, 1, device=batch.inputs.device), self.rule)}
         weights = weights_of(self.rule, prefix=self.layout.prefix, tokens=len(self._tokens(batch)))
-        return {ENCODER: Readout(weights.expand(rows, -1), self.rule)}
+        return {ENCODER: Readout(weights.to(batch.inputs.device).expand(rows, -1), self.rule)}
 
     def flow(self, batch: Batch, outputs: Any) -> list[Step]:
         """Encoder layers with their residuals, then the pooling head, which keeps nothing of its probe."""
@@ -313,65 +311,10 @@ class VisionSource(AttentionSource):
         return self.layout.tokens(*self._grid(batch))
 
 
-# ------------------------------------------------------------------------------- choices among labels
-
-
-def top_predictions(scores: Tensor, labels: Sequence[str]) -> list[list[Prediction]]:
-    """The :data:`TOP` best of ``scores (sample, class)``, best first."""
-    values, indices = scores.topk(min(TOP, scores.shape[-1]), dim=-1)
-    return [
-        [Prediction(labels[int(i)], float(v), int(i)) for v, i in zip(row_v, row_i, strict=True)]
-        for row_v, row_i in zip(values, indices, strict=True)
-    ]
-
-
-def bind_choice(logits: Tensor, labels: Sequence[str], target: Target, kind: str) -> BoundTarget:
-    """One row a sample: the argmax of ``logits (sample, class)``, or the label or index that is named."""
-    if target.label is None:
-        chosen = logits.detach().argmax(-1).tolist()
-    else:
-        chosen = [_index_of(target.label, labels)] * len(logits)
-    rows = tuple(TargetRow(i, kind, c, labels[c]) for i, c in enumerate(chosen))
-    return BoundTarget(rows, target.scale)
-
-
-def score_choice(logits: Tensor, bound: BoundTarget) -> Tensor:
-    """Softmax probability or logit of each row's class, float32 ``(target,)``."""
-    if bound.scale == "value":
-        raise UsageError(
-            "a choice among classes or prompts has no 'value'", remedy="scale='probability' or 'logit'"
-        )
-    scores = logits.float()
-    table = scores.softmax(-1) if bound.scale == "probability" else scores
-    return table[[row.sample for row in bound.rows], [row.class_index for row in bound.rows]]
-
-
-def _index_of(label: str | int, labels: Sequence[str]) -> int:
-    if isinstance(label, int) and not isinstance(label, bool):
-        if 0 <= label < len(labels):
-            return label
-        raise UsageError(f"no class {label}: there are {len(labels)}", remedy=f"0 to {len(labels) - 1}")
-    wanted = str(label)
-    exact = [i for i, name in enumerate(labels) if name == wanted]
-    loose = exact or [i for i, name in enumerate(labels) if name.casefold() == wanted.casefold()]
-    if len(loose) == 1:
-        return loose[0]
-    close = get_close_matches(wanted, labels, n=3) or list(labels[:3])
-    problem = "is ambiguous" if loose else "is not one of the model's answers"
-    raise UsageError(f"label {wanted!r} {problem}", remedy=f"perhaps {', '.join(map(repr, close))}, or an index")
-
-
-def one_kind(bound: BoundTarget) -> str:
-    """The kind of all rows ("" for none). Raises CaptureError where kinds are mixed."""
-    kinds = {row.kind for row in bound.rows}
-    if len(kinds) > 1:
-        raise CaptureError(f"rows of one target mix kinds {sorted(kinds)}")
-    return next(iter(kinds), "")
-
-
 def _side(pair: tuple[int, int]) -> int | list[int]:
     return pair[0] if pair[0] == pair[1] else list(pair)
 
 
-def _adapter(cls: type) -> str:
+def adapter_of(cls: type) -> str:
+    """How a model card names its adapter."""
     return f"{cls.__module__}:{cls.__name__}"

@@ -26,12 +26,13 @@ from torch import nn
 from foveate.errors import ModelError, UsageError
 from foveate.interfaces import Batch, BoundTarget, Prediction, Sample, Target, TargetRow
 from foveate_vit import weights as files
+from foveate_vit.choices import one_kind
 from foveate_vit.loading import Loaded, load_model, read_side_file, torch_dtype
 from foveate_vit.plonk import upstream
 from foveate_vit.plonk.flow import endpoints, log_likelihood
 from foveate_vit.plonk.network import VelocityNetwork, network_fields
 from foveate_vit.plonk.sphere import medoid, resultant_length, softened_km, to_degrees, to_unit
-from foveate_vit.vision import VisionSource, _adapter, one_kind
+from foveate_vit.vision import VisionSource, adapter_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +118,7 @@ class PlonkSource(VisionSource):
         random = place == "random"
         eye = load_model(
             EncoderRow(str(encoder), row.family),
-            adapter=_adapter(cls),
+            adapter=adapter_of(cls),
             weights="random" if random else encoder,
             device=device,
             dtype=dtype,
@@ -136,7 +137,7 @@ class PlonkSource(VisionSource):
         """As :meth:`VisionSource.encode`; ``per_sample["location"]``: true unit vectors, NaN where unknown."""
         batch = super().encode(samples)
         degrees = torch.tensor([_true_degrees(sample) for sample in samples]).view(-1, 2)
-        return replace(batch, per_sample={"location": to_unit(degrees)})
+        return replace(batch, per_sample={"location": to_unit(degrees).to(batch.inputs.device)})
 
     def embedding(self, outputs: Any) -> Tensor:
         """The class token before the encoder's last normalisation, ``(sample, channel)``: PLONK's condition."""
@@ -205,7 +206,7 @@ class PlonkSource(VisionSource):
                 return medoid(self.places(outputs).float()).detach()
         if label == "true":
             return self._true_location(batch)
-        return to_unit(_parse_degrees(label)).expand(len(batch), 3)
+        return to_unit(_parse_degrees(label)).to(batch.inputs.device).expand(len(batch), 3)
 
     def _true_location(self, batch: Batch) -> Tensor:
         known = batch.per_sample["location"]
