@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,11 @@ def test_every_declaration_loads_under_its_name(spec):
     assert isinstance(method, Attribution)
     assert method.name == spec.name
     assert method.citation
+
+
+def test_the_page_names_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "attribution.md").read_text()
+    assert [spec.name for spec in SPECS if f"`{spec.name}`" not in page] == []
 
 
 def test_names_are_unique_and_absolute_twins_pool_absolutely():

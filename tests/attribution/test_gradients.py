@@ -59,7 +59,7 @@ def _own_deterministic(name, forward, x, target):
     if name == "inputxgrad":
         return attr.InputXGradient(forward).attribute(x, target=target)
     return attr.IntegratedGradients(forward).attribute(
-        x, baselines=0 * x, target=target, n_steps=32, internal_batch_size=256
+        x, baselines=0 * x, target=target, n_steps=50, internal_batch_size=256
     )
 
 
@@ -155,7 +155,7 @@ def test_too_few_steps_are_called_not_converged(tiny):
     made = g.IntegratedGradients(n_steps=2, quadrature="riemann_middle").attribute(*tiny)
     assert not made.converged
     assert not made.info["converged_rows"].all()
-    rough = np.abs(made.info["rows"]["relative_delta"])
+    rough = np.abs(made.info["per_row"]["relative_delta"])
     np.testing.assert_array_equal(made.info["converged_rows"], rough <= g.RELATIVE_DELTA)
 
 
@@ -231,7 +231,7 @@ def test_seeds_decide_and_are_recorded(tiny):
     np.testing.assert_array_equal(first.values, again.values)
     assert not np.array_equal(first.values, other.values)
     assert (first.info["seed"], first.info["noise"], first.info["pooling"]) == (0, 0.15, "signed")
-    assert first.info["rows"]["seed_spearman"].shape == (3,)
+    assert first.info["per_row"]["seed_spearman"].shape == (3,)
 
 
 def test_drowned_in_noise_is_not_converged(tiny):

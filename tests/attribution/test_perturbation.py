@@ -199,7 +199,7 @@ def test_too_few_evaluations_are_called_not_converged(tiny):
     made = p.KernelShap(evaluations_per_patch=1).attribute(*tiny)
     assert not made.converged
     assert made.info["evaluations_per_patch"] == 2.0  # two seeds
-    assert (made.info["rows"]["seed_spearman"] < 0.8).any()
+    assert (made.info["per_row"]["seed_spearman"] < 0.8).any()
 
 
 def test_a_map_of_zeros_is_not_converged(tiny):

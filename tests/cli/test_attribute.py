@@ -66,7 +66,7 @@ def test_dry_run_writes_nothing(run):
     told = json.loads(done.stdout)
     by_name = {method["method"]: method for method in told["methods"]}
     assert by_name["rollout"]["forward"] == 3
-    assert by_name["ig"]["backward"] == 96
+    assert by_name["ig"]["backward"] == 150
     assert told["seconds"] > 0
     assert not Run.open(run).products()
 

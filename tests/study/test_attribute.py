@@ -67,7 +67,7 @@ def test_batch_size_does_not_matter(tmp_path, run, source, batch_size):
     attribute_run(run, METHODS, source=source)
     whole = {name: run.product(f"attributions/{name}")["map"].values for name in METHODS}
     settings = Settings(batch_size=batch_size, overwrite=True)
-    attribute_run(run, METHODS, source=source, options={"ig": {"n_steps": 32}}, settings=settings)
+    attribute_run(run, METHODS, source=source, options={"ig": {"n_steps": 50}}, settings=settings)
     for name in METHODS:
         again = run.product(f"attributions/{name}")["map"].values
         np.testing.assert_allclose(again, whole[name], atol=1e-4 * np.abs(whole[name]).max())
@@ -164,7 +164,7 @@ def test_ragged_targets(tmp_path):
 def test_the_plan_counts_what_is_spent(run, source, monkeypatch):
     plan = {e.method: e for e in plan_run(run, ["readout", "ig", "ig_abs", "ablation"], source=source)}
     assert (plan["readout"].forward, plan["readout"].backward) == (5, 0)
-    assert (plan["ig"].forward, plan["ig"].backward) == (5 * 34, 5 * 32)
+    assert (plan["ig"].forward, plan["ig"].backward) == (5 * 52, 5 * 50)
     assert plan["ig_abs"].forward == 0  # comes with ig
     assert plan["ablation"].evaluations_per_patch == 17 / 16
     assert all(e.seconds >= 0 for e in plan.values())

@@ -96,7 +96,7 @@ class IntegratedGradients(PixelMethod):
     name: ClassVar[str] = "ig"
     citation: ClassVar[str] = "Sundararajan, Taly & Yan 2017, arXiv:1703.01365, eq. 1"
     diagnostics: ClassVar[tuple[str, ...]] = ("delta", "relative_delta")
-    n_steps: int = 32
+    n_steps: int = 50
     baseline: Baseline = "zero"
     quadrature: Literal["gausslegendre", "riemann_trapezoid", "riemann_middle"] = "gausslegendre"
 

@@ -66,7 +66,7 @@ class PixelMethod(Attribution):
     rows: int | None = None
     reduce: ClassVar[Literal["sum", "mean"]] = "sum"
     diagnostics: ClassVar[tuple[str, ...]] = ()
-    """Names of the numbers a target row that ``info["rows"]`` holds: how well the method converged."""
+    """Names of the numbers a target row that ``info["per_row"]`` holds: how well the method converged."""
 
     @abstractmethod
     def pixels(self, objective: Objective, *, seed: int = 0) -> Pixels:
@@ -79,7 +79,7 @@ class PixelMethod(Attribution):
     def attribute(
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
     ) -> AttributionMap:
-        """Pixel numbers pooled over the model's cells; ``info["rows"]`` holds one number a target row."""
+        """Pixel numbers pooled over the model's cells; ``info["per_row"]`` holds one number a target row."""
         objective = Objective(source, batch, bound, rows=self.rows)
         return self.pooled(self.pixels(objective, seed=seed), objective, seed=seed)
 
@@ -99,7 +99,7 @@ class PixelMethod(Attribution):
             grid=grid,
             signed=self.pooling == "signed",
             converged=bool(ok.all()),
-            info={**self.record(grid, objective), "seed": seed, "rows": rows, "converged_rows": ok},
+            info={**self.record(grid, objective), "seed": seed, "per_row": rows, "converged_rows": ok},
         )
 
     def record(self, grid: CellGrid, objective: Objective) -> dict[str, Any]:
