@@ -5,12 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from capture.twin import explicit
+from foveate.capture.blocks import fuse_heads
+from foveate.capture.fusion import exact_threshold
 from foveate.capture.gradient_maps import grad_attention, legrad
 from foveate.capture.gradients import rounds_of
 from foveate.capture.relevance import relevance
-from foveate.capture.rollout import rollout
+from foveate.capture.rollout import COLLAPSED, rollout, rollout_distance
 from foveate.capture.trace import trace
 from foveate.errors import CaptureError, UsageError
 from foveate.interfaces import BoundTarget, CallKey, OpaqueStep, Target, TargetRow
@@ -67,6 +71,76 @@ def test_rollout_equals_the_matrix_product(style, fuse, residual):
         truth = rollout_matrix([a for a, _ in layers], residual=residual, fuse=fuse)[0]
         assert relative(found[i], truth) < 2e-5
     assert torch.allclose(found.sum(-1), torch.ones(3))
+
+
+def without_lowest(matrix, fraction, over):
+    """The discard ratio by sorting, one matrix ``(query, key)``."""
+    kept = matrix.clone()
+    for part in [kept.view(-1)] if over == "layer" else kept:
+        count = int(fraction * part.numel())
+        if count:
+            part[part <= part.sort()[0][count - 1]] = 0
+    return kept
+
+
+@pytest.mark.parametrize("over", ["layer", "row"])
+@pytest.mark.parametrize(("fuse", "fraction"), [("mean", 0.9), ("max", 0.5), ("min", 0.0), ("mean", 0.001)])
+def test_discarding_equals_sorting(over, fuse, fraction):
+    t = traced()
+    found = rollout(t, fuse=fuse, discard=fraction, discard_over=over)
+    for i in range(3):
+        layers = []
+        for record in t.records.values():
+            fused = fuse_heads(record.rows(ALL), fuse)[i]
+            layers.append(without_lowest(fused, fraction, over)[None])
+        assert relative(found[i], rollout_matrix(layers)[0]) < 2e-5
+    if fraction == 0.9:
+        assert (found == 0).float().mean() > (rollout(t, fuse=fuse) == 0).float().mean()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=60), st.floats(0, 0.99))
+def test_the_threshold_is_exact_without_sorting(values, fraction):
+    matrix = torch.tensor([values, values[::-1]]).view(2, 1, -1)
+    parts = [(slice(0, 1), part) for part in matrix.split(7, dim=-1)]
+    count = int(fraction * len(values))
+    found = exact_threshold(lambda: parts, 2, count)
+    expected = -1.0 if count == 0 else sorted(matrix[0, 0].tolist())[count - 1]
+    assert found.tolist() == [expected, expected]
+
+
+def test_layers_limit_the_sweep():
+    t = traced()
+    a = [record.rows(ALL).double() for record in t.records.values()]
+    found = rollout(t, layers=(0, 2))
+    for i in range(3):
+        assert relative(found[i], rollout_matrix([a[0][i], a[2][i]])[0]) < 2e-5
+
+
+def test_distance_tells_alike_rows_from_different_ones():
+    t = traced()
+    whole = [rollout_matrix([r.rows(ALL)[i] for r in t.records.values()]) for i in range(3)]
+    found = rollout_distance(t, rows=3)
+    for i, matrix in enumerate(whole):
+        rows = matrix[[0, 8, 16]]
+        pairs = [(rows[j] - rows[k]).abs().sum() / 2 for j, k in ((0, 1), (0, 2), (1, 2))]
+        assert found[i] == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-5)
+    assert found.min() > COLLAPSED
+    for record in t.records.values():
+        record.q.zero_()
+    t.__dict__["flow"] = [step for step in t.flow for _ in range(5)]
+    assert rollout_distance(t).max() < COLLAPSED
+
+
+def test_models_in_float64():
+    t = traced()
+    source = TinySource(t.source.config)
+    source.module.double()
+    double = trace(source, source.encode(tiny_samples(3)), grad=True)
+    bound = source.bind(double.outputs, double.batch, Target(scale="logit"))
+    for method in (rollout, relevance, grad_attention, legrad):
+        assert torch.allclose(method(double, bound), method(t, bound), atol=1e-4)
+    assert double.certify().value_error < 1e-13
 
 
 def test_rollout_by_target_repeats_the_samples_row():

@@ -41,7 +41,7 @@ def left_product(blocks: Iterable[Block], r: Tensor, keys: int) -> Tensor:
     """``r @ M`` for blocks of M ``(batch, row, key)`` and r ``(batch, vector, query)``: (batch, vector, key)."""
     out = r.new_zeros(*r.shape[:2], keys)
     for positions, block in blocks:
-        out += r[..., positions] @ block
+        out += r[..., positions] @ block.to(r.dtype)
     return out
 
 
@@ -49,7 +49,7 @@ def right_product(blocks: Iterable[Block], u: Tensor, queries: int) -> Tensor:
     """``M @ u`` for blocks of M ``(batch, row, key)`` and u ``(batch, key, column)``: (batch, query, column)."""
     out = u.new_zeros(u.shape[0], queries, u.shape[2])
     for positions, block in blocks:
-        out[:, positions] = block @ u
+        out[:, positions] = block.to(u.dtype) @ u
     return out
 
 

@@ -16,8 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.capture.blocks import Positions, left_product, mapped, support
-from foveate.capture.blocks import fuse_heads as fuse_block
+from foveate.capture.blocks import Positions
 from foveate.capture.records import Check, Record, Shape, as_index, relative_error, work_dtype
 from foveate.interfaces import SiteForm
 
@@ -86,8 +85,7 @@ class DeformableRecord(Record):
     def left(self, r: Tensor, *, fuse: str = "mean") -> Tensor:
         """``r @ fuse_h A`` (batch, vector, key); for the mean by splatting r times the weights, never dense."""
         if fuse != "mean":
-            fused = mapped(self.blocks(support(r)), lambda block: fuse_block(block, fuse))
-            return left_product(fused, r, self.shape.keys)
+            return super().left(r, fuse=fuse)
         batch, heads = self.shape[:2]
         parts = []
         for level, cells, share in self._corners(slice(None)):

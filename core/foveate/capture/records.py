@@ -134,7 +134,7 @@ class Record(ABC):
         batch, heads, _, keys = self.shape
         total = weights.new_zeros(batch, heads, 1, keys)
         for positions, block in self.blocks(support(weights)):
-            total += weights[:, None, None, positions] @ block
+            total += weights[:, None, None, positions] @ block.to(weights.dtype)
         return total
 
     def stats(self) -> Stats:
