@@ -82,7 +82,7 @@ class PlonkSource(VisionSource):
         *,
         samples: int = 16,
         steps: int = 32,
-        likelihood_steps: int = 16,
+        likelihood_steps: int = 32,
         seed: int = 0,
     ) -> None:
         super().__init__(loaded, family)
@@ -109,7 +109,7 @@ class PlonkSource(VisionSource):
         network_config: Mapping[str, Any] | None = None,
         samples: int = 16,
         steps: int = 32,
-        likelihood_steps: int = 16,
+        likelihood_steps: int = 32,
         seed: int = 0,
     ) -> PlonkSource:
         """Open a registry row; see the class. Raises ModelError, UsageError, MissingDependencyError."""
@@ -190,6 +190,7 @@ class PlonkSource(VisionSource):
             "architecture": f"{type(self.tower).__name__} + {type(self._module.network).__name__}",
             "samples": len(self.noise),
             "steps": self.steps,
+            "likelihood_steps": self.likelihood_steps,
         }
 
     def _places_of(self, embedding: Tensor, noise: Tensor) -> Tensor:
