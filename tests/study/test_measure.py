@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 from PIL import Image
 
@@ -180,3 +181,33 @@ def test_a_metric_of_ones_own(full: Run) -> None:
 
     assert names(measure_run(full, [Mine()])) == {"mine"}
     assert isinstance(full.tokens(full.site_ids[0]), TokenAxis)
+
+
+def causal(site: xr.Dataset) -> xr.Dataset:
+    """The site as if its model read from left to right."""
+    rows = site["attention"].values.astype(np.float64)
+    lower = np.tril(np.ones(rows.shape[-2:], bool))
+    rows = np.where(lower, rows, 0.0)
+    rows = rows / rows.sum(-1, keepdims=True)
+    p = np.where(rows > 0, rows, 1.0)
+    entropy = -(rows * np.log(p)).sum(-1)
+    return site.assign(
+        attention=(site["attention"].dims, rows.astype(np.float32)),
+        entropy=(site["entropy"].dims, entropy.astype(np.float32)),
+    ).assign_attrs(masks=["causal"])
+
+
+@pytest.mark.parametrize("from_reduction", [True, False])
+def test_keys_that_a_causal_mask_blocks_do_not_count(
+    full: Run, monkeypatch: pytest.MonkeyPatch, from_reduction: bool
+) -> None:
+    site = full.site_ids[0]
+    masked = causal(full.site(site))
+    monkeypatch.setattr(Run, "site", lambda self, name: masked if from_reduction else masked.drop_vars("entropy"))
+    measure_run(full, ["entropy_normalised"], keys="all", overwrite=True)
+    product = full.product(f"metrics/{site}/entropy_normalised")["entropy_normalised"]
+    assert product.attrs["K"] == "varies"
+    row = masked["attention"][0, 0, 0].values.astype(np.float64)
+    expected = [scipy.stats.entropy(row[i, : i + 1]) / np.log(i + 1) for i in range(1, len(row))]
+    np.testing.assert_allclose(product[0, 0, 0, 1:], expected, rtol=1e-4)
+    assert np.isnan(product[0, 0, 0, 0])  # one key leaves nothing to spread over

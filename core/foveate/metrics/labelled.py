@@ -34,12 +34,14 @@ def measure(
     key: Tokens,
     keys: Keys = "patch",
     all_rows: bool | None = None,
+    allowed: NDArray[np.bool_] | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> xr.Dataset:
     """One variable a metric, labelled as the attention is.
 
     ``attention`` is ``(sample, *group, layer, head, query, key)`` (``sample`` and ``head`` may be absent).
     ``all_rows`` says that every query of the site is there; by default, where there are as many as keys.
+    ``allowed`` (query, key) is False where a mask (causal) blocks a key: it does not count towards K then.
     Attributes of each variable: unit, bounds, citation, K, keys and what it was computed from.
     Raises UsageError where a metric needs what is not there, or the values are no attention weights.
     """
@@ -51,7 +53,8 @@ def measure(
             raise UsageError(
                 f"metric {metric.info.name!r}: {reason}", remedy="capture what it needs, or leave it out"
             )
-    parts = [block for _, block in blocks(rows, chosen, query=query, key=key, keys=keys, block_bytes=block_bytes)]
+    options: dict[str, Any] = {"keys": keys, "allowed": allowed, "block_bytes": block_bytes}
+    parts = [block for _, block in blocks(rows, chosen, query=query, key=key, **options)]
     source = f"stored {attention.dtype}"
     variables = {
         metric.info.name: labelled(
@@ -59,7 +62,10 @@ def measure(
             metric.info,
             rows,
             describe(
-                metric.info, keys=keys, count=key_count(key, keys_of(metric.info, keys)), computed_from=source
+                metric.info,
+                keys=keys,
+                count=key_count(key, keys_of(metric.info, keys), allowed),
+                computed_from=source,
             ),
         )
         for metric in chosen
@@ -109,11 +115,11 @@ def counted(key: TokenAxis, keys: Keys) -> NDArray[np.bool_]:
     return patches
 
 
-def key_count(key: Tokens, keys: Keys) -> int | str:
-    """K, or "varies" where samples differ."""
+def key_count(key: Tokens, keys: Keys, allowed: NDArray[np.bool_] | None = None) -> int | str:
+    """K, or "varies" where samples (or, under a mask, rows) differ."""
     axes = [key] if isinstance(key, TokenAxis) else key
     counts = {int(counted(axis, keys).sum()) for axis in axes}
-    return counts.pop() if len(counts) == 1 else "varies"
+    return counts.pop() if len(counts) == 1 and allowed is None else "varies"
 
 
 def blocks(
@@ -123,6 +129,7 @@ def blocks(
     query: Tokens,
     key: Tokens,
     keys: Keys = "patch",
+    allowed: NDArray[np.bool_] | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
     """Walk along ``sample``: (position of the first sample, results of the block by metric name).
@@ -137,7 +144,9 @@ def blocks(
     for start in range(0, max(samples, 1), step):
         part = rows.isel(sample=slice(start, start + step))
         axes = _axis(query, start), _axis(key, start)
-        by_layer = [_reduce(piece, metrics, *axes, keys, block_bytes) for piece in _layers(part, block_bytes)]
+        by_layer = [
+            _reduce(piece, metrics, *axes, keys, allowed, block_bytes) for piece in _layers(part, block_bytes)
+        ]
         axis = rows.dims.index("layer")
         yield start, {name: np.concatenate([piece[name] for piece in by_layer], axis) for name in by_layer[0]}
 
@@ -153,12 +162,18 @@ def _layers(part: xr.DataArray, block_bytes: int) -> Iterator[xr.DataArray]:
 
 
 def _reduce(
-    piece: xr.DataArray, metrics: Sequence[Metric], query: TokenAxis, key: TokenAxis, keys: Keys, block_bytes: int
+    piece: xr.DataArray,
+    metrics: Sequence[Metric],
+    query: TokenAxis,
+    key: TokenAxis,
+    keys: Keys,
+    allowed: NDArray[np.bool_] | None,
+    block_bytes: int,
 ) -> dict[str, NDArray[np.float32]]:
     values = np.asarray(piece.values)
     if values.size and np.nanmin(values, initial=0.0) < 0:
         raise UsageError(f"metrics: values below 0 ({np.nanmin(values)}) are no attention weights")
-    masked = {option: _mask(values, key, option) for option in {keys_of(m.info, keys) for m in metrics}}
+    masked = {option: _mask(values, key, option, allowed) for option in {keys_of(m.info, keys) for m in metrics}}
     return {
         metric.info.name: np.asarray(
             _by_query(metric, masked[keys_of(metric.info, keys)], query, key, block_bytes), dtype=np.float32
@@ -167,9 +182,12 @@ def _reduce(
     }
 
 
-def _mask(values: NDArray[Any], key: TokenAxis, keys: Keys) -> NDArray[Any]:
+def _mask(values: NDArray[Any], key: TokenAxis, keys: Keys, allowed: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """In float32 at least, NaN at keys that do not count."""
     wide = values.astype(np.promote_types(values.dtype, np.float32))
     wide[..., ~counted(key, keys)] = np.nan
+    if allowed is not None:
+        wide[..., ~allowed] = np.nan
     return wide
 
 

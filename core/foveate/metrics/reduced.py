@@ -22,19 +22,35 @@ def is_reducible(metric: Metric, site: xr.Dataset, keys: Keys) -> TypeGuard[Redu
 
 
 def reduced_blocks(
-    array: xr.DataArray, metrics: Sequence[Reducible], *, key: Tokens, keys: Keys, block_bytes: int = BLOCK_BYTES
+    array: xr.DataArray,
+    metrics: Sequence[Reducible],
+    *,
+    key: Tokens,
+    keys: Keys,
+    allowed: NDArray[np.bool_] | None = None,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
-    """Walk a reduction ``(sample, ..., token | key)`` as :func:`foveate.metrics.labelled.blocks` walks rows."""
+    """Walk a reduction ``(sample, ..., token | key)`` as :func:`foveate.metrics.labelled.blocks` walks rows.
+
+    ``allowed`` (token, key) is False where a mask blocks a key.
+    """
     samples = array.sizes["sample"]
     step = max(1, block_bytes * max(samples, 1) // max(4 * array.size, 1)) if isinstance(key, TokenAxis) else 1
     for start in range(0, max(samples, 1), step):
         part = np.asarray(array[start : start + step].values, dtype=np.float32)
         tokens = key if isinstance(key, TokenAxis) else key[start]
-        yield start, {metric.info.name: _reduce(metric, part, tokens, keys) for metric in metrics}
+        yield start, {metric.info.name: _reduce(metric, part, tokens, keys, allowed) for metric in metrics}
 
 
-def _reduce(metric: Reducible, values: NDArray[np.float32], key: TokenAxis, keys: Keys) -> Any:
+def _reduce(
+    metric: Reducible,
+    values: NDArray[np.float32],
+    key: TokenAxis,
+    keys: Keys,
+    allowed: NDArray[np.bool_] | None,
+) -> Any:
     chosen = counted(key, keys)
     if metric.over == "each":
         values = np.where(chosen, values, np.float32(np.nan))
-    return np.asarray(metric.reduce(values, np.asarray(chosen.sum(), dtype=np.float32)), dtype=np.float32)
+    count = chosen.sum() if allowed is None else (allowed & chosen).sum(axis=-1)
+    return np.asarray(metric.reduce(values, np.asarray(count, dtype=np.float32)), dtype=np.float32)

@@ -181,25 +181,43 @@ def _of(tokens: Tokens, positions: Sequence[int]) -> Tokens:
 def _rows_part(site_id: str, site: xr.Dataset, metrics: tuple[Metric, ...], keys: Keys) -> _Part:
     rows, query, key = labelled.standard(site["attention"]), _tokens(site, "query"), _tokens(site, "key")
 
-    def walk(part: xr.DataArray, positions: Sequence[int]) -> Blocks:
-        return labelled.blocks(part, metrics, query=_of(query, positions), key=_of(key, positions), keys=keys)
+    allowed = allowed_keys(site, "query")
 
-    return _Part(site_id, rows, metrics, f"stored {rows.dtype}", walk, _counts(metrics, key, keys))
+    def walk(part: xr.DataArray, positions: Sequence[int]) -> Blocks:
+        rows_of, keys_of = _of(query, positions), _of(key, positions)
+        return labelled.blocks(part, metrics, query=rows_of, key=keys_of, keys=keys, allowed=allowed)
+
+    return _Part(site_id, rows, metrics, f"stored {rows.dtype}", walk, _counts(metrics, key, keys, allowed))
 
 
 def _reduced_part(site_id: str, site: xr.Dataset, name: str, metrics: tuple[Metric, ...], keys: Keys) -> _Part:
     array, key = site[name], _tokens(site, "key")
+    allowed = allowed_keys(site, "token") if "token" in array.dims else None
 
     def walk(part: xr.DataArray, positions: Sequence[int]) -> Blocks:
         given = [metric for metric in metrics if is_reducible(metric, site, keys)]
-        return reduced_blocks(part, given, key=_of(key, positions), keys=keys)
+        return reduced_blocks(part, given, key=_of(key, positions), keys=keys, allowed=allowed)
 
     source = f"{array.dtype} at capture, every row"
-    return _Part(site_id, array, metrics, source, walk, _counts(metrics, key, keys))
+    return _Part(site_id, array, metrics, source, walk, _counts(metrics, key, keys, allowed))
 
 
-def _counts(metrics: Sequence[Metric], key: Tokens, keys: Keys) -> dict[str, int | str]:
-    return {m.info.name: labelled.key_count(key, labelled.keys_of(m.info, keys)) for m in metrics}
+def _counts(
+    metrics: Sequence[Metric], key: Tokens, keys: Keys, allowed: NDArray[np.bool_] | None
+) -> dict[str, int | str]:
+    return {m.info.name: labelled.key_count(key, labelled.keys_of(m.info, keys), allowed) for m in metrics}
+
+
+def allowed_keys(site: xr.Dataset, axis: str) -> NDArray[np.bool_] | None:
+    """(rows along ``axis``, key): which keys a causal mask leaves each row; None where the site has no such mask.
+
+    A weighted readout row (position -1) may have read from any key.
+    """
+    if "causal" not in site.attrs.get("masks", ()):
+        return None
+    rows = site["query_index"].values if axis == "query" else np.arange(site.sizes[axis])
+    key = np.arange(site.sizes["key"])
+    return np.asarray((key[None, :] <= rows[:, None]) | (rows[:, None] < 0))
 
 
 # ------------------------------------------------------------------------------------------ writing

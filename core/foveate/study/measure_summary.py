@@ -20,7 +20,7 @@ from foveate.interfaces import Metric
 from foveate.metrics.labelled import measure
 from foveate.plugins.manager import plugin_manager
 from foveate.stats.intervals import bootstrap_mean
-from foveate.study.measure import Measured
+from foveate.study.measure import Measured, allowed_keys
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,17 @@ def uniform_value(run: Run, item: Measured) -> float:
     site = run.site(item.site)
     axis = "query" if "query" in site.sizes else "token"
     query, key = tokens_at(site, axis), tokens_at(site, "key")
-    shape = (1, 1, 2, min(len(query), 4096), len(key))
+    shape = (1, 1, 2, len(query), len(key))
     rows = xr.DataArray(
         np.full(shape, 1.0 / len(key), np.float32), dims=("sample", "layer", "head", "query", "key")
     )
     metric: Metric = plugin_manager().spec("metric", item.metric).create()
     keys = run.product(item.product)[item.metric].attrs["over_keys"]
+    allowed = allowed_keys(site, axis)
     try:
-        flat = measure(rows, [metric], query=query, key=key, keys=keys, all_rows=True)[item.metric]
+        flat = measure(rows, [metric], query=query, key=key, keys=keys, all_rows=True, allowed=allowed)[
+            item.metric
+        ]
     except UsageError:
         return float("nan")
     return float(_mean_of_each(flat)[0])
