@@ -15,6 +15,7 @@ from PIL import Image
 from foveate.cli import main
 from foveate.data.ledger import Ledger
 from foveate.data.run import Run
+from foveate.errors import ModelError
 from foveate.testing.tiny import tiny_samples
 
 MODEL = "foveate/rim-vit"
@@ -47,6 +48,14 @@ def test_capture_then_validate_then_again(tmp_path, images):
     again = foveate("capture", MODEL, images, "-o", run, "--rows", "all", "--layers", "-2:", "--json")
     said = json.loads(again.stdout)
     assert (said["schema_version"], said["resumed"], said["captured"], said["complete"]) == (1, 5, 5, True)
+
+
+def test_model_is_opened_again_only_with_the_same_weights(tmp_path, images):
+    foveate("capture", MODEL, images, "-o", tmp_path / "r.zarr")
+    run = Run.open(tmp_path / "r.zarr")
+    model = {**run.attrs["model"], "weights_sha256": "0" * 64}
+    with pytest.raises(ModelError, match="captured with weights 000000000000"):
+        Run(run.path, {**run.attrs, "model": model}).open_source()
 
 
 def test_failed_samples_are_listed_with_exit_code_5(tmp_path, images):
