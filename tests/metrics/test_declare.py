@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 
 import foveate.metrics
 from foveate.interfaces import Metric
@@ -39,3 +40,8 @@ def test_every_metric_says_where_it_comes_from_and_what_it_can_be() -> None:
         assert info.unit
         assert info.bounds[0] < info.bounds[1]
         assert set(info.consumes) <= {"head", "query", "key"}
+
+
+def test_every_metric_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [spec.name for spec in foveate_metrics() if f"`{spec.name}`" not in page] == []
