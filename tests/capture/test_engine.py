@@ -95,6 +95,14 @@ def test_explicit_positions_layers_and_head_mean():
     assert np.abs(site.arrays["attention"] - expected.numpy()).max() < 2e-6
 
 
+def test_head_mean_leaves_one_head_in_every_array():
+    source, batch = opened(layers=2)
+    kept = capture_batch(source, batch, plan("all")).sites[SITE].arrays
+    mean = capture_batch(source, batch, plan("all", heads="mean")).sites[SITE].arrays
+    for name, axis in (("attention", -3), ("entropy", -2), ("received", -2)):
+        np.testing.assert_allclose(mean[name], kept[name].mean(axis, keepdims=True), atol=2e-6)
+
+
 def test_no_rows_keeps_reductions_only():
     source, batch = opened()
     site = capture_batch(source, batch, plan("none")).sites[SITE]

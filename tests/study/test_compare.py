@@ -93,8 +93,13 @@ def test_layers_are_counted_from_the_models_end_not_from_what_was_kept(runs, ima
 
 
 def test_full_rows_and_head_means_give_the_same_comparison(runs, images, tmp_path):
-    full = capture(TinySource(), images, tmp_path / "full.zarr", rows="all", heads="mean", reductions=())
+    full = capture(TinySource(), images, tmp_path / "full.zarr", rows="all", heads="mean")
     np.testing.assert_allclose(readout_maps(full, [0]).values, readout_maps(runs[0], [0]).values, atol=2e-4)
+
+
+def test_topk_has_no_mean_over_heads():
+    with pytest.raises(UsageError, match="topk"):
+        build_plan(TinySource(), heads="mean", reductions=("entropy", "topk"))
 
 
 def test_nothing_in_common_is_an_error_that_says_so(runs, tmp_path):

@@ -36,6 +36,9 @@ from foveate.interfaces import (
     TokenAxis,
 )
 
+HEAD_AXIS = {"attention": -3, "entropy": -2, "received": -2}
+"""What ``heads="mean"`` averages, and where its head axis is; so all arrays of a site agree on the axis."""
+
 
 @dataclass(frozen=True, eq=False)
 class SiteCapture:
@@ -46,7 +49,8 @@ class SiteCapture:
     - ``attention`` (..., layer, head, query, key), over the rows kept (head has size 1 for ``heads="mean"``)
     - ``entropy`` (..., layer, head, token) in nats and ``topk_value``, ``topk_index`` (..., layer, head,
       token, rank), over the whole query axis
-    - ``received`` (..., layer, head, key), mean over the whole query axis
+    - ``received`` (..., layer, head, key), mean over the whole query axis; with ``heads="mean"`` this and
+      ``entropy`` are means over heads too, head again of size 1
     - ``head_mean`` (..., layer, token, key), the whole query axis
 
     ``query`` labels the rows kept, ``token`` the whole query axis. ``query_index`` holds the positions kept, -1
@@ -159,8 +163,8 @@ def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outpu
     arrays = {}
     for name in part.arrays[min(labels)]:
         stacked = _stack({call: part.arrays[call][name] for call in labels}, labels, site)
-        if name == "attention" and part.job.plan.heads == "mean":
-            stacked = stacked.mean(-3, keepdim=True)
+        if part.job.plan.heads == "mean" and name in HEAD_AXIS:
+            stacked = stacked.mean(HEAD_AXIS[name], keepdim=True)
         arrays[name] = stacked.numpy()
     rule = "all" if part.job.plan.rows == "all" else selection.rule if selection and index else "none"
     return SiteCapture(

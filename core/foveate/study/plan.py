@@ -33,6 +33,9 @@ def build_plan(
     ranges (``6:``, ``0:4``, ``-2:``, end excluded). A site without any of the layers is left out.
     Raises UsageError naming what exists.
     """
+    reductions = tuple(reductions)
+    if heads == "mean" and "topk" in reductions:
+        raise UsageError("topk has no mean over heads", remedy="--heads keep, or leave topk out of --reductions")
     chosen = [_site(source, name) for name in sites] if sites is not None else list(source.sites)
     kept = {site.id: select_layers(site.layers, layers) for site in chosen}
     if not any(kept.values()):
@@ -46,7 +49,7 @@ def build_plan(
             None if layers is None else kept[site.id],
             heads,
             parse_rows(rows),
-            tuple(reductions),
+            reductions,
             topk,
         )
         for site in chosen
