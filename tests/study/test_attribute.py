@@ -10,8 +10,9 @@ from PIL import Image
 
 from foveate.attribution.gradients import IntegratedGradients
 from foveate.attribution.objective import Objective
+from foveate.attribution.reference import Uniform
 from foveate.data.run import Run
-from foveate.errors import StoreError, UsageError
+from foveate.errors import PluginError, StoreError, UsageError
 from foveate.geometry import CellGrid, regrid
 from foveate.interfaces import Target
 from foveate.study.attribute import Settings, add_external, attribute_run, plan_run, report
@@ -159,6 +160,46 @@ def test_ragged_targets(tmp_path):
     assert known.tolist() == [[True, True], [True, False], [True, False]]
     assert stored["target_label"].values[1, 1] == ""
     assert report(run, "saliency").maps == 4
+
+
+class NothingSometimes(TinySource):
+    """Has a target in the last image only."""
+
+    def bind(self, outputs, batch, target):
+        bound = super().bind(outputs, batch, target)
+        rows = zip(bound.rows, batch.ids, strict=True)
+        return replace(bound, rows=tuple(row for row, i in rows if i.startswith("2")))
+
+
+def test_images_without_a_target_are_empty_and_done(tmp_path):
+    source = NothingSometimes()
+    run = make_run(tmp_path, source, 3)
+    attribute_run(run, ["gradshap", "rollout"], source=source, settings=Settings(batch_size=1))
+    for name in ("gradshap", "rollout"):
+        known = np.isfinite(run.product(f"attributions/{name}")["map"].values).all((1, 2, 3))
+        assert known.tolist() == [False, False, True]
+        assert report(run, name).maps == 1
+    steps = []
+    attribute_run(run, ["gradshap"], source=source, settings=Settings(batch_size=1), progress=steps.append)
+    assert steps == []
+
+
+def test_the_rows_of_a_pass_are_an_option(run, source, monkeypatch):
+    sizes = []
+    forward = source.forward
+    monkeypatch.setattr(source, "forward", lambda b, **k: sizes.append((len(b), k.get("grad"))) or forward(b, **k))
+    attribute_run(run, ["ig"], source=source, options={"ig": {"rows": 2, "n_steps": 8}})
+    assert max(size for size, grad in sizes if grad) == 2
+    assert "rows" not in run.product("attributions/ig").attrs["options"]
+
+
+def test_a_method_of_the_wrong_shape_is_named(run, source, monkeypatch):
+    made = Uniform().attribute
+    monkeypatch.setattr(
+        Uniform, "attribute", lambda self, *a, **k: replace(m := made(*a, **k), values=m.values[:2])
+    )
+    with pytest.raises(PluginError, match="uniform: expected maps"):
+        attribute_run(run, ["uniform"], source=source)
 
 
 def test_the_plan_counts_what_is_spent(run, source, monkeypatch):

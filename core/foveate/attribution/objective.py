@@ -80,6 +80,10 @@ class Objective:
             self._rows = min(MAX_ROWS, max(1, BUDGET_BYTES // max(1, self._graph_bytes())))
         return self._rows if grad else min(MAX_ROWS, FORWARD_GAIN * self._rows)
 
+    def limited(self, rows: int | None) -> Objective:
+        """The same objective with the rows of a pass fixed; itself where ``rows`` is None."""
+        return self if rows is None else Objective(self.source, self.batch, self.bound, rows=rows)
+
     def take(self, rows: Sequence[int]) -> Objective:
         """The objective of some target rows only."""
         kept = replace(self.bound.take(rows), rows=tuple(self.bound.rows[i] for i in rows))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,18 +19,16 @@ from foveate.attribution.external import load_external
 from foveate.attribution.objective import Objective
 from foveate.errors import SampleError, UsageError
 from foveate.faithfulness.leaderboard import CONVERGED_SHARE
-from foveate.geometry import regrid
-from foveate.interfaces import Sample, Target
+from foveate.interfaces import Sample, Target, TargetRow
 from foveate.study.attribute_plan import (
     DEFAULT_METHODS,
     Estimate,
     build_methods,
     estimate,
     explain_all,
-    method_cost,
-    method_options,
     with_rows,
 )
+from foveate.study.attribute_store import PREFIX, Slots, blocks, diagnostics, empty_blocks, open_writer, provenance
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +37,9 @@ if TYPE_CHECKING:
 
     from foveate.data.products import ProductWriter
     from foveate.data.run import Run
-    from foveate.interfaces import AttentionSource, Attribution, AttributionMap, BoundTarget
+    from foveate.interfaces import AttentionSource, Attribution, Batch, BoundTarget
 
 Progress = Callable[[int, int], None]
-PREFIX = "attributions/"
 LOGIT = Target(scale="logit")
 
 
@@ -103,19 +99,17 @@ def attribute_run(
     """
     built = build_methods(methods, options)
     source = source if source is not None else run.open_source()
-    first = _first_objective(run, source, settings)
-    built = with_rows(built, first.rows(grad=True))
-    names = [method.name for method in built]
+    rows = _first_objective(run, source, settings).rows(grad=True)
+    job = _Job(run, source, {m.name: m for m in with_rows(built, rows)}, settings, rows)
+    failed: dict[str, str] = {}
     with ExitStack() as stack:
-        writers = {m.name: stack.enter_context(_writer(run, source, m, settings)) for m in built}
+        writers = {name: stack.enter_context(job.writer(name)) for name in job.methods}
         waiting = np.unique(np.concatenate([writer.pending(run.ok) for writer in writers.values()]))
-        failed: dict[str, str] = {}
         for start in range(0, waiting.size, settings.batch_size):
-            positions = waiting[start : start + settings.batch_size]
-            _explain_batch(run, source, built, writers, positions, settings, failed)
+            _explain_batch(job, writers, waiting[start : start + settings.batch_size], failed)
             if progress is not None:
                 progress(min(start + settings.batch_size, waiting.size), waiting.size)
-    return AttributionReport(tuple(report(run, name) for name in names), failed)
+    return AttributionReport(tuple(report(run, name) for name in job.methods), failed)
 
 
 def plan_run(
@@ -144,10 +138,11 @@ def add_external(run: Run, name: str, path: Path | str, *, overwrite: bool = Fal
     ids = [str(run.samples["id"].values[i]) for i in run.ok]
     maps = load_external(path, name=name, ids=ids)
     made = maps.on_cells(ids, [run.geometry(int(i)) for i in run.ok], run.grid)
-    attrs = {"method": name, "signed": made.signed, "source": "external", **_plain(made.info)}
-    variables = _variables(run, 1, (), ())
-    with run.product_writer(PREFIX + name, variables, _coords(run, 1, ()), attrs, overwrite=overwrite) as out:
-        out.write(run.ok, _external_blocks(made.values))
+    attrs = {"method": name, "signed": made.signed, "source": "external", **made.info}
+    rows = [TargetRow(i, "external") for i in range(len(ids))]
+    slots = Slots.of(range(len(ids)), ids, 1)
+    with open_writer(run, name, attrs, slots=1, overwrite=overwrite) as out:
+        out.write(run.ok, blocks(run, made, rows, np.full(len(ids), np.nan), (), slots))
     return report(run, name)
 
 
@@ -168,30 +163,44 @@ def report(run: Run, method: str) -> MethodReport:
 # ---------------------------------------------------------------------------------------- one batch
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same while batches come and go; ``rows`` is what one pass of the model takes."""
+
+    run: Run
+    source: AttentionSource
+    methods: Mapping[str, Attribution]
+    settings: Settings
+    rows: int
+
+    def writer(self, name: str) -> ProductWriter:
+        """The product of one method, allocated or continued."""
+        method, settings = self.methods[name], self.settings
+        attrs = provenance(self.run, self.source, method, settings.target, seed=settings.seed)
+        slots, overwrite = settings.max_targets, settings.overwrite
+        return open_writer(self.run, name, attrs, diagnostics(method), slots=slots, overwrite=overwrite)
+
+
 def _explain_batch(
-    run: Run,
-    source: AttentionSource,
-    methods: Sequence[Attribution],
-    writers: Mapping[str, ProductWriter],
-    positions: NDArray[np.intp],
-    settings: Settings,
-    failed: dict[str, str],
+    job: _Job, writers: Mapping[str, ProductWriter], positions: NDArray[np.intp], failed: dict[str, str]
 ) -> None:
     """Explain the samples at ``positions`` and write; those whose image is gone go to ``failed``."""
-    loaded = _load(run, positions, failed)
-    wanted = [m for m in methods if writers[m.name].pending(list(loaded)).size]
+    loaded = _load(job.run, positions, failed)
+    wanted = {name: m for name, m in job.methods.items() if writers[name].pending(list(loaded)).size}
     if not loaded or not wanted:
         return
-    objective, samples = _objective(source, list(loaded.values()), settings.target)
-    slots = _slots(samples, list(loaded.values()), settings.max_targets)
+    batch, bound = _bind(job.source, list(loaded.values()), job.settings.target)
+    slots = Slots.of((row.sample for row in bound.rows), batch.ids, job.settings.max_targets)
+    if not len(bound):
+        for name, method in wanted.items():
+            writers[name].write(list(loaded), empty_blocks(job.run, diagnostics(method), slots))
+        return
+    objective = Objective(job.source, batch, bound, rows=job.rows)
     with torch.no_grad():
-        scores = objective(objective.inputs).double().cpu().numpy() if len(slots) else np.empty(0)
-    for name, made in explain_all(wanted, objective, seed=settings.seed):
-        blocks = _blocks(run, made, objective.bound, scores, slots, len(loaded), settings.max_targets)
-        for diagnostic in _diagnostics(next(m for m in wanted if m.name == name)):
-            rows = made.info.get("per_row", {}).get(diagnostic, np.full(len(slots), np.nan))
-            blocks[diagnostic] = _place(np.asarray(rows, np.float32), slots, len(loaded), settings.max_targets)
-        writers[name].write(list(loaded), blocks)
+        scores = objective(objective.inputs).double().cpu().numpy()
+    for name, made in explain_all(list(wanted.values()), objective, seed=job.settings.seed):
+        extra = diagnostics(wanted[name])
+        writers[name].write(list(loaded), blocks(job.run, made, bound.rows, scores, extra, slots))
 
 
 def _load(run: Run, positions: Iterable[np.intp], failed: dict[str, str]) -> dict[int, Sample]:
@@ -204,163 +213,25 @@ def _load(run: Run, positions: Iterable[np.intp], failed: dict[str, str]) -> dic
     return loaded
 
 
-def _objective(
-    source: AttentionSource, samples: Sequence[Sample], target: Target
-) -> tuple[Objective, tuple[int, ...]]:
-    """The bound target of some samples, and which sample each row belongs to. Raises UsageError for no rows."""
+def _bind(source: AttentionSource, samples: Sequence[Sample], target: Target) -> tuple[Batch, BoundTarget]:
     batch = source.encode(samples)
     with torch.no_grad():
-        bound = source.bind(source.forward(batch), batch, target)
-    return Objective(source, batch, bound), tuple(row.sample for row in bound.rows)
+        return batch, source.bind(source.forward(batch), batch, target)
 
 
 def _first_objective(run: Run, source: AttentionSource, settings: Settings) -> Objective:
+    """The first sample that can be read and has a target: it is measured and timed before the job."""
     for position in run.ok:
         try:
-            return _objective(source, [run.load_sample(int(position))], settings.target)[0]
+            batch, bound = _bind(source, [run.load_sample(int(position))], settings.target)
         except SampleError:
             continue
-    raise UsageError(f"{run.path}: no captured sample can be read, there is nothing to explain")
-
-
-def _slots(rows: Sequence[int], samples: Sequence[Sample], capacity: int) -> list[tuple[int, int]]:
-    """(sample, target) place of each row. Raises UsageError where a sample has more rows than room."""
-    counts: dict[int, int] = {}
-    slots = []
-    for sample in rows:
-        slots.append((sample, counts.setdefault(sample, 0)))
-        counts[sample] += 1
-    most = max(counts.values(), default=0)
-    if most > capacity:
-        crowded = samples[max(counts, key=lambda s: counts[s])].id
-        raise UsageError(
-            f"sample {crowded!r} has {most} target rows, but there is room for {capacity}",
-            remedy=f"--max-targets {most}, or more if other samples have more",
-        )
-    return slots
-
-
-def _blocks(
-    run: Run,
-    made: AttributionMap,
-    bound: BoundTarget,
-    scores: NDArray[np.float64],
-    slots: Sequence[tuple[int, int]],
-    samples: int,
-    capacity: int,
-) -> dict[str, NDArray[Any]]:
-    """One block a variable, (sample, target, ...), from values a target row."""
-    values = made.values if made.grid == run.grid else regrid(made.values, made.grid, run.grid)
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(values).reshape(len(values), -1).all(1))
-    claimed: Any = made.info.get("converged_rows", made.converged)
-    converged = finite & np.broadcast_to(claimed, finite.shape)
-    classes = [-1 if row.class_index is None else row.class_index for row in bound.rows]
-    labels = np.array([row.label for row in bound.rows], object)
-    return {
-        "map": _place(np.asarray(values, np.float32), slots, samples, capacity),
-        "converged": _place(converged, slots, samples, capacity, False),
-        "score": _place(scores.astype(np.float32), slots, samples, capacity),
-        "target_label": _place(labels, slots, samples, capacity, ""),
-        "target_class": _place(np.array(classes, np.int32), slots, samples, capacity, -1),
-    }
-
-
-def _place(
-    rows: NDArray[Any], slots: Sequence[tuple[int, int]], samples: int, capacity: int, empty: Any = np.nan
-) -> NDArray[Any]:
-    """Rows (row, ...) at their (sample, target) places; the rest is ``empty``."""
-    block = np.full((samples, capacity, *rows.shape[1:]), empty, rows.dtype)
-    for row, slot in zip(rows, slots, strict=True):
-        block[slot] = row
-    return block
-
-
-def _external_blocks(values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    count = len(values)
-    known: NDArray[np.bool_] = np.asarray(np.isfinite(values).reshape(count, -1).any(1))
-    return {
-        "map": values[:, None],
-        "converged": known[:, None],
-        "score": np.full((count, 1), np.nan, np.float32),
-        "target_label": np.full((count, 1), "", object),
-        "target_class": np.full((count, 1), -1, np.int32),
-    }
-
-
-# ------------------------------------------------------------------------------------------ the store
-
-
-def _writer(run: Run, source: AttentionSource, method: Attribution, settings: Settings) -> ProductWriter:
-    frames = _frames(run)
-    variables = _variables(run, settings.max_targets, frames, _diagnostics(method))
-    coords, attrs = _coords(run, settings.max_targets, frames), _attrs(run, source, method, settings)
-    return run.product_writer(PREFIX + method.name, variables, coords, attrs, overwrite=settings.overwrite)
-
-
-def _variables(
-    run: Run, targets: int, frames: tuple[int, ...], diagnostics: Iterable[str]
-) -> dict[str, tuple[Any, ...]]:
-    row: tuple[tuple[str, ...], tuple[int, ...]] = (("sample", "target"), (len(run), targets))
-    places = (*row[0], *(("frame",) if frames else ()), "y", "x")
-    shape = (*row[1], *frames, *run.grid.shape)
-    return {
-        "map": (places, shape, "float32", {"long_name": "attribution on cells of the model's input"}),
-        "converged": (*row, "bool"),
-        "score": (*row, "float32", {"long_name": "the explained number, for the image itself"}),
-        "target_label": (*row, "string"),
-        "target_class": (*row, "int32", {"long_name": "class index, -1 where there is none"}),
-        **dict.fromkeys(diagnostics, (*row, "float32")),
-    }
-
-
-def _coords(run: Run, targets: int, frames: tuple[int, ...]) -> dict[str, Any]:
-    y, x = run.grid.centres
-    unit = {"units": "pixel of the model's input"}
-    frame = {"frame": np.arange(frames[0])} if frames else {}
-    return {"target": np.arange(targets), **frame, "y": ("y", y, unit), "x": ("x", x, unit)}
-
-
-def _attrs(run: Run, source: AttentionSource, method: Attribution, settings: Settings) -> dict[str, Any]:
-    """All that fixes the maps, for their provenance; equal attributes mean the same job."""
-    shape = (*_frames(run), *run.grid.shape)
-    cost, options = method_cost(method, shape), method_options(method)
-    target = settings.target
-    return {
-        "method": method.name,
-        "citation": getattr(method, "citation", ""),
-        "options": _plain(options),
-        "signed": options.get("pooling") == "signed" or options.get("relu") is False,
-        "target_kind": source.targets[0] if target.kind == "default" and source.targets else target.kind,
-        "target_asked": "" if target.label is None else str(target.label),
-        "target_object": -1 if target.object is None else target.object,
-        "scale": target.scale,
-        "seed": settings.seed,
-        "forward_passes": cost.forward,
-        "backward_passes": cost.backward,
-        "evaluations_per_patch": cost.forward / (shape[-1] * shape[-2]),
-        "model": source.card.id,
-        "weights_sha256": source.card.weights_sha256,
-        "captum": version("captum"),
-        "torch": version("torch"),
-    }
-
-
-def _frames(run: Run) -> tuple[int, ...]:
-    """Frames of a clip; images have none. (Clips are stored once runs of clips exist.)"""
-    frames = run.attrs.get("frames")
-    return (int(frames),) if frames else ()
-
-
-def _diagnostics(method: Attribution) -> tuple[str, ...]:
-    return tuple(getattr(method, "diagnostics", ()))
+        if len(bound):
+            return Objective(source, batch, bound)
+    raise UsageError(f"{run.path}: no captured sample can be read and has a target, there is nothing to explain")
 
 
 def _known_specs() -> list[Any]:
     from foveate.plugins.manager import plugin_manager
 
     return list(plugin_manager().specs("attribution"))
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON can hold."""
-    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items()}

@@ -90,10 +90,10 @@ def explain_all(
     for group in _by_recipe(methods):
         first = group[0]
         if isinstance(first, PixelMethod):
-            pixels = first.pixels(objective, seed=seed)
+            pixels = first.pixels(objective.limited(first.rows), seed=seed)
             for method in group:
                 assert isinstance(method, PixelMethod)  # a recipe is shared by pixel methods only
-                yield method.name, method.pooled(pixels, objective, seed=seed)
+                yield method.name, method.pooled(pixels, objective.limited(method.rows), seed=seed)
         else:
             yield first.name, first.attribute(objective.source, objective.batch, objective.bound, seed=seed)
 
