@@ -1,0 +1,124 @@
+"""One architecture of the zoo: how to build it small, and what of it is known not to be attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Build = Callable[[], tuple[nn.Module, dict[str, Any]]]
+
+SMALL: dict[str, int] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "image_size": 32,
+    "patch_size": 8,
+    "vocab_size": 99,
+    "max_position_embeddings": 64,
+    "projection_dim": 16,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_queries": 7,
+    "depth": 2,
+    "num_heads": 4,
+    "embed_dim": 32,
+    "out_hidden_size": 32,
+    "moe_intermediate_size": 16,
+}
+"""Sizes that every configuration with a field of this name gets, unless a species says otherwise."""
+
+
+@dataclass(frozen=True)
+class Species:
+    """``name`` as in the table; ``build`` gives a model (on its default attention) and the inputs of a forward.
+
+    ``ignored`` maps module paths (or patterns with ``*``) whose softmax or grid-sample is not attention to the
+    reason; ``heads`` patterns of module paths to their number of heads, where calls have three axes; ``sharpen``
+    further names of the parameters that make q and k; ``note`` is printed in the table.
+    """
+
+    name: str
+    build: Build
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    heads: Mapping[str, int] = field(default_factory=dict)
+    sharpen: tuple[str, ...] = ()
+    note: str = ""
+
+
+def small(kind: str | type, /, **given: Any) -> Any:
+    """A configuration of class ``kind`` with :data:`SMALL` sizes in it and in its parts, then ``given``.
+
+    ``given`` may name a part (``vision_config``) by a mapping of what differs in it.
+    """
+    import transformers
+
+    cls = getattr(transformers, kind) if isinstance(kind, str) else kind
+    fields = {f.name for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {name: size for name, size in SMALL.items() if name in fields}
+    parts = getattr(cls, "sub_configs_defaults", None) or getattr(cls, "sub_configs", {})
+    for part, part_cls in parts.items():
+        chosen = given.pop(part, {})
+        if isinstance(chosen, Mapping) and dataclasses.is_dataclass(part_cls):
+            chosen = small(part_cls, **chosen)
+        values[part] = chosen
+    return cls(**{**values, **given})
+
+
+def model(kind: str, config: Any) -> nn.Module:
+    """A transformers model of that class, seeded, in eval mode."""
+    import transformers
+
+    torch.manual_seed(0)
+    made: nn.Module = getattr(transformers, kind)(config)
+    return made.eval()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Reproducible standard normal input."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(size: int = 32, *, frames: int = 0, channels: int = 3, batch: int = 2) -> Tensor:
+    """``(sample, channel, y, x)`` or ``(sample, frame, channel, y, x)``."""
+    return noise(*((batch, frames) if frames else (batch,)), channels, size, size)
+
+
+def words(length: int = 9, *, batch: int = 2, start: int = 5, stop: int = 90) -> Tensor:
+    """Token ids ``(sample, token)`` away from special ones."""
+    return torch.randint(start, stop, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def padded(length: int = 9, *, batch: int = 2, missing: int = 3) -> Tensor:
+    """An attention mask ``(sample, token)`` whose last sample ends early."""
+    mask = torch.ones(batch, length, dtype=torch.long)
+    mask[-1, length - missing :] = 0
+    return mask
+
+
+def tower(kind: str, inputs: Callable[[], dict[str, Any]] | None = None, /, **given: Any) -> Build:
+    """``<kind>Model`` on a small ``<kind>Config``; by default it sees two pictures of its own size."""
+
+    def build() -> tuple[nn.Module, dict[str, Any]]:
+        config = small(f"{kind}Config", **dict(given))
+        seen = {"pixel_values": pixels(_side(config))} if inputs is None else inputs()
+        return model(f"{kind}Model", config), seen
+
+    return build
+
+
+def _side(config: Any) -> int:
+    size = getattr(config, "image_size", 32)
+    return int(size if isinstance(size, int) else size[0])
