@@ -17,7 +17,7 @@ from foveate.data.run import Run
 from foveate.errors import UsageError
 from foveate.faithfulness.curves import Protocol
 from foveate.faithfulness.scoring import Scoring, score_maps
-from foveate.interfaces import Target
+from foveate.interfaces import BoundTarget, Target, TargetRow
 from foveate.study.attribute import Settings as AttributeSettings
 from foveate.study.attribute import attribute_run
 from foveate.study.capture import run_capture
@@ -223,6 +223,34 @@ def test_a_target_that_is_a_value_is_scored_on_that_scale(tmp_path):
     run = make(tmp_path, value, methods=("readout",), scale="value")
     report = run_faithfulness(run, source=value, settings=SETTINGS)
     assert {key.scale for key in report.board.protocols} == {"value"}
+
+
+class TwoTargets(TinySource):
+    """Explains its two best classes, on every third image only one: ragged, as a detector's objects are."""
+
+    def bind(self, outputs, batch, target):
+        best = outputs.topk(2, dim=-1).indices.tolist()
+        rows = [
+            TargetRow(i, "class", c, str(c))
+            for i, classes in enumerate(best)
+            for c in classes[: 1 if batch.ids[i].endswith(("0.png", "3.png")) else 2]
+        ]
+        return BoundTarget(tuple(rows), target.scale)
+
+
+def test_several_targets_an_image_are_scored_each_and_averaged(tmp_path):
+    two = TwoTargets(seed=1)
+    run_capture(two, write_images(tmp_path), tmp_path / "run.zarr")
+    run = Run.open(tmp_path / "run.zarr")
+    attribute_run(run, ("saliency_abs",), source=two, settings=AttributeSettings(max_targets=2))
+    report = run_faithfulness(run, source=two, settings=SETTINGS)
+    areas = run.product("faithfulness/scores")["area"].sel({"method": "saliency_abs"}).values
+    there = np.isfinite(areas[..., 0, 0, 0])
+    assert there[:, 0].all()
+    assert there[:, 1].tolist() == [i not in (0, 3) for i in range(N)]
+    assert report.board.n == N
+    row = next(r for r in report.board.rows if r.method == "saliency_abs")
+    assert row.deletion == pytest.approx(np.nanmean(areas[..., 0, 0, 0], axis=1).mean())
 
 
 def test_the_estimate_counts_pictures_and_writes_nothing(run, source):
