@@ -183,6 +183,16 @@ def test_several_targets_of_one_sample_equal_singles():
     assert relevance(t, BoundTarget(())).shape[0] == 0
 
 
+@pytest.mark.parametrize("method", [relevance, grad_attention, legrad])
+def test_a_graph_that_is_not_kept_serves_once(method):
+    t, bound = traced(), BoundTarget(tuple(TargetRow(i, "class", c) for i in (0, 1) for c in (0, 1)))
+    kept = method(t, bound)
+    assert torch.equal(method(t, bound), kept)
+    assert torch.equal(method(t, bound, keep_graph=False), kept)
+    with pytest.raises(RuntimeError, match="second time"):
+        method(t, bound)
+
+
 def test_batch_equals_singles_in_any_order():
     source = TinySource(TinyConfig(layers=3))
     samples = tiny_samples(4)

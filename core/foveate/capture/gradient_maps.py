@@ -14,11 +14,12 @@ from foveate.errors import CaptureError
 from foveate.interfaces import AttentionStep, BoundTarget
 
 
-def grad_attention(trace: Trace, bound: BoundTarget) -> Tensor:
+def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tensor:
     """Readout rows of mean_h relu(A * dL/dA) at the last layer of the readout's site: ``(target, token)``.
 
     The gradient-weighted attention of Chefer et al. 2021 (ICCV, eq. 5) without propagation. Columns are
     tokens of the site's key stream, which must be ``trace.stream``. Raises CaptureError otherwise.
+    ``keep_graph`` as for :func:`~foveate.capture.relevance.relevance`.
     """
     site, weights = start_of_reading(trace, bound)
     steps = [step for step in _reading_steps(trace) if step.call.site == site.id]
@@ -37,10 +38,10 @@ def grad_attention(trace: Trace, bound: BoundTarget) -> Tensor:
             start, trace.labels(step.call), record.shape[2:], lambda r: record.grad_left(r, gradient)
         )
 
-    return by_round(trace, bound, weights, one)
+    return by_round(trace, bound, weights, one, keep_graph=keep_graph)
 
 
-def legrad(trace: Trace, bound: BoundTarget) -> Tensor:
+def legrad(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tensor:
     """Mean over layers, heads and queries of relu(dL/dA): ``(target, token)``.
 
     LeGrad (Bousselham et al. 2024, arXiv:2404.03214, eq. 7-9), with L the model's own score at every layer;
@@ -55,7 +56,7 @@ def legrad(trace: Trace, bound: BoundTarget) -> Tensor:
         layers = [_column_means(trace, step, backward.gradients.get(step.call)) for step in steps]
         return torch.stack(layers).mean(0)
 
-    return by_round(trace, bound, start_of_reading(trace, bound)[1], one)
+    return by_round(trace, bound, start_of_reading(trace, bound)[1], one, keep_graph=keep_graph)
 
 
 def _column_means(trace: Trace, step: AttentionStep, gradient: Tensor | None) -> Tensor:

@@ -27,11 +27,12 @@ class Round:
     """Calls that the scores do not depend on are absent: their gradient is zero."""
 
 
-def gradient_rounds(trace: Trace, bound: BoundTarget) -> Iterator[Round]:
+def gradient_rounds(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Iterator[Round]:
     """Backward passes that together serve every row of ``bound``.
 
-    The graph is kept, so that a trace can be explained again. Raises UsageError for a trace without
-    gradients, CaptureError for a call that ran outside the graph.
+    With ``keep_graph`` the trace can be explained again; without, the last pass frees the graph as it goes,
+    and the gradients take no memory that the backward pass did not need anyway. Raises UsageError for a trace
+    without gradients, CaptureError for a call that ran outside the graph.
     """
     nodes = _nodes(trace)
     with torch.enable_grad():
@@ -40,15 +41,22 @@ def gradient_rounds(trace: Trace, bound: BoundTarget) -> Iterator[Round]:
         raise CaptureError(
             "relevance: the score has no gradient", remedy="the source's forward or score detaches its result"
         )
-    for rows in rounds_of(bound):
+    rounds = rounds_of(bound)
+    for rows in rounds:
         total = scores[list(rows)].sum()
-        found = torch.autograd.grad(total, list(nodes.values()), retain_graph=True, allow_unused=True)
+        keep = keep_graph or rows is not rounds[-1]
+        found = torch.autograd.grad(total, list(nodes.values()), retain_graph=keep, allow_unused=True)
         gradients = {call: g for call, g in zip(nodes, found, strict=True) if g is not None}
         yield Round(rows, gradients)
 
 
 def by_round(
-    trace: Trace, bound: BoundTarget, weights: Tensor, explain: Callable[[Round, Tensor], Tensor]
+    trace: Trace,
+    bound: BoundTarget,
+    weights: Tensor,
+    explain: Callable[[Round, Tensor], Tensor],
+    *,
+    keep_graph: bool,
 ) -> Tensor:
     """``explain`` every row of ``bound``, a backward pass at a time: ``(target, token)``.
 
@@ -56,7 +64,7 @@ def by_round(
     serve, and returns ``(sample, 1, token)``. ``weights`` are the readout rows ``(target, query)``.
     """
     rows: dict[int, Tensor] = {}
-    for backward in gradient_rounds(trace, bound):
+    for backward in gradient_rounds(trace, bound, keep_graph=keep_graph):
         samples = [bound.rows[row].sample for row in backward.rows]
         start = weights.new_zeros(len(trace.batch), 1, weights.shape[1])
         start[samples, 0] = weights[list(backward.rows)]

@@ -28,16 +28,23 @@ from foveate.interfaces import AttentionStep, BoundTarget, MergeStep, OpaqueStep
 RULES = ("chefer_iccv21",)
 
 
-def relevance(trace: Trace, bound: BoundTarget, *, rule: str = "chefer_iccv21") -> Tensor:
+def relevance(trace: Trace, bound: BoundTarget, *, rule: str = "chefer_iccv21", keep_graph: bool = True) -> Tensor:
     """Relevance of every token of ``trace.stream`` for each row of ``bound``: float32 ``(target, token)``.
 
-    The trace must have been made with ``grad=True``. The readout row itself counts one (R starts as the
+    The trace must have been made with ``grad=True``; without ``keep_graph`` it can be explained only once, in
+    less memory. The readout row itself counts one (R starts as the
     identity). Raises UsageError for an unknown rule, CaptureError where gradients or the stream are missing.
     """
     if rule not in RULES:
         raise UsageError(f"relevance: no rule {rule!r}", remedy=f"choose from {', '.join(RULES)}")
     site, weights = start_of_reading(trace, bound)
-    return by_round(trace, bound, weights, lambda backward, start: _Sweep(trace, backward).run(site, start))
+    return by_round(
+        trace,
+        bound,
+        weights,
+        lambda backward, start: _Sweep(trace, backward).run(site, start),
+        keep_graph=keep_graph,
+    )
 
 
 @dataclass(eq=False)

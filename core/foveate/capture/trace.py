@@ -9,8 +9,7 @@ from functools import cached_property
 from foveate.capture.certificate import Certificate, check_record
 from foveate.capture.forward import tapped_forward
 from foveate.capture.labels import call_labels
-from foveate.capture.records import Record
-from foveate.capture.tap import quiet
+from foveate.capture.records import Check, Record
 from foveate.errors import UsageError
 from foveate.interfaces import (
     AttentionSource,
@@ -28,14 +27,15 @@ from foveate.interfaces import (
 class Trace:
     """One forward with all its attention, evaluated on demand.
 
-    ``records`` is in execution order. ``batch.inputs`` is the leaf that gradients reach, where ``grad``.
+    ``records`` is in execution order; without ``grad`` they hold q and k only, since each was checked during
+    the forward (``certificate``). ``batch.inputs`` is the leaf that gradients reach, where ``grad``.
     """
 
     source: AttentionSource
     batch: Batch
     outputs: Outputs
     records: Mapping[CallKey, Record]
-    undeclared: Mapping[str, int]
+    certificate: Certificate
     grad: bool = False
 
     @cached_property
@@ -63,10 +63,8 @@ class Trace:
         return self.source.readout(self.batch, self.outputs, bound)
 
     def certify(self) -> Certificate:
-        """Check every record against the module's own output."""
-        with quiet():
-            checks = {call: check_record(record) for call, record in self.records.items()}
-        return Certificate(checks, dict(self.undeclared))
+        """The proof that every record reproduces its module's own output, made while the model ran."""
+        return self.certificate
 
 
 def trace(
@@ -86,10 +84,12 @@ def trace(
     if grad and not batch.inputs.requires_grad:
         batch = replace(batch, inputs=batch.inputs.detach().requires_grad_())
     records: dict[CallKey, Record] = {}
+    checks: dict[CallKey, Check] = {}
 
     def take(call: CallKey, record: Record) -> None:
         if call.site in wanted:
-            records[call] = record
+            checks[call] = check_record(record)
+            records[call] = record if grad else record.light()
 
     outputs, claims = tapped_forward(source, batch, take, needed=[known[s] for s in wanted], grad=grad)
-    return Trace(source, batch, outputs, records, dict(claims.undeclared), grad)
+    return Trace(source, batch, outputs, records, Certificate(checks, dict(claims.undeclared)), grad)
