@@ -268,6 +268,28 @@ def test_weights_that_are_not_numbers_and_dropout_fail_the_certificate():
         capture_batch(source, batch, plan())
 
 
+def test_weights_changed_before_their_values_are_recorded_but_listed_as_unverified():
+    class Masked(nn.Module):
+        """Attention whose second head is switched off after the softmax."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            q, k, v = self.inner.qkv(x).unflatten(-1, (3, 3, -1)).permute(2, 0, 3, 1, 4)
+            weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+            out = (weights * torch.tensor([1.0, 0.0, 1.0])[:, None, None]) @ v
+            return self.inner.proj(out.transpose(1, 2).flatten(2))
+
+    source, batch = opened()
+    source.module.blocks[1].attention = Masked(source.module.blocks[1].attention)
+    captured = capture_batch(source, batch, plan("all"))
+    assert captured.certificate.unverified == ((SITE, 1, 0),)
+    assert captured.certificate.summary()["unverified_calls"] == 1
+    assert np.allclose(captured.sites[SITE].arrays["attention"][:, 1].sum(-1), 1, atol=1e-6)
+
+
 def test_an_exception_in_the_model_leaves_no_trace():
     source, batch = opened()
     before = {name: value.clone() for name, value in source.module.state_dict().items()}
