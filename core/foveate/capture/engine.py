@@ -17,13 +17,14 @@ from torch import Tensor
 
 from foveate.capture.certificate import Certificate, check_record
 from foveate.capture.forward import tapped_forward
-from foveate.capture.labels import call_labels, split_leading
+from foveate.capture.labels import call_labels
 from foveate.capture.plan import SiteJob, site_jobs
 from foveate.capture.records import Check, Record, Shape
 from foveate.capture.reductions import reduce_rows
 from foveate.capture.selection import Selection
+from foveate.capture.stacking import stack_calls
 from foveate.capture.tap import quiet
-from foveate.errors import CaptureError, UsageError
+from foveate.errors import UsageError
 from foveate.interfaces import (
     AttentionSource,
     Batch,
@@ -32,7 +33,6 @@ from foveate.interfaces import (
     CapturePlan,
     Outputs,
     Readout,
-    Site,
     TokenAxis,
 )
 
@@ -152,56 +152,28 @@ class _Collector:
 
 def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outputs) -> SiteCapture:
     """Name and stack one site's calls."""
-    site = part.job.site
+    job = part.job
     labels = {call: call_labels(source, call, batch, outputs, shape) for call, shape in part.shapes.items()}
     first = labels[min(labels)]
-    rows = part.arrays[min(labels)].get("attention")
-    index = tuple(range(len(first.query))) if part.job.plan.rows == "all" else ()
-    selection = part.selection
-    if selection is not None and rows is not None and part.job.plan.rows != "all":
-        index = selection.query_index
     arrays = {}
     for name in part.arrays[min(labels)]:
-        stacked = _stack({call: part.arrays[call][name] for call in labels}, labels, site)
-        if part.job.plan.heads == "mean" and name in HEAD_AXIS:
+        stacked = stack_calls({call: part.arrays[call][name] for call in labels}, labels, job.site)
+        if job.plan.heads == "mean" and name in HEAD_AXIS:
             stacked = stacked.mean(HEAD_AXIS[name], keepdim=True)
         arrays[name] = stacked.numpy()
-    rule = "all" if part.job.plan.rows == "all" else selection.rule if selection and index else "none"
-    return SiteCapture(
-        site.id, part.job.layers, _kept_axis(first.query, index), first.query, first.key, index, rule, arrays
-    )
+    index, rule = _kept(part, len(first.query))
+    query = _kept_axis(first.query, index)
+    return SiteCapture(job.site.id, job.layers, query, first.query, first.key, index, rule, arrays)
 
 
-def _stack(arrays: Mapping[CallKey, Tensor], labels: Mapping[CallKey, CallLabels], site: Site) -> Tensor:
-    """Calls ``(batch, ...)`` as ``(sample, *group, layer, ...)``; repeated calls lie along the first group
-    axis that the calls themselves lack (a tracker that runs once a frame).
-    """
-    layers = sorted({call.layer for call in arrays})
-    stacks = []
-    for layer in layers:
-        calls = sorted(call for call in arrays if call.layer == layer)
-        inner = {name for name, _ in labels[calls[0]].leading}
-        outer = [name for name in site.group if name not in inner]
-        order = ["sample", *(name for name in site.group if name in inner)]
-        if set(order) != inner or len(outer) != (1 if len(calls) > 1 else len(outer)) or len(outer) > 1:
-            raise CaptureError(
-                f"{site.id} layer {layer}: ran {len(calls)} times with leading axes {sorted(inner)}, "
-                f"but the site declares the group {site.group}",
-                remedy="declare in Site.group each axis besides sample, one of them for repeated calls",
-            )
-        parts = [split_leading(arrays[call], labels[call], order) for call in calls]
-        stacks.append(_along(parts, 1 + site.group.index(outer[0])) if outer else parts[0])
-    return torch.stack(stacks, 1 + len(site.group))
-
-
-def _along(parts: list[Tensor], axis: int) -> Tensor:
-    """Repeated calls side by side; they must be of one size."""
-    if len({part.shape for part in parts}) > 1:
-        raise CaptureError(
-            f"capture: repeated calls differ in size: {sorted({tuple(part.shape) for part in parts})}",
-            remedy="declare one site for each size",
-        )
-    return torch.stack(parts, axis)
+def _kept(part: _Part, queries: int) -> tuple[tuple[int, ...], str]:
+    """Positions of the rows kept, and the rule in words."""
+    if part.job.plan.rows == "all":
+        return tuple(range(queries)), "all"
+    selection = part.selection
+    if selection is None or not selection.query_index:
+        return (), "none"
+    return selection.query_index, selection.rule
 
 
 def _kept_axis(queries: TokenAxis, index: tuple[int, ...]) -> TokenAxis:
