@@ -44,7 +44,7 @@ def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True)
 def legrad(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tensor:
     """Mean over layers, heads and queries of relu(dL/dA): ``(target, token)``.
 
-    LeGrad (Bousselham et al. 2024, arXiv:2404.03214, eq. 7-9), with L the model's own score at every layer;
+    LeGrad (Bousselham et al. 2024, arXiv:2404.03214), with L the model's own score at every layer;
     the paper scores each layer's tokens with the final head, which equals this at the last layer. All steps
     that read from ``trace.stream`` count. Raises CaptureError where there is none.
     """
