@@ -21,13 +21,21 @@ from foveate.capture.census import ATTENTION_KERNELS, SAMPLING_KERNELS, SOFTMAX_
 from foveate.capture.owners import Owners
 
 
+HUGE = 1e4  # what stands for -inf in masks is no score
+
+
 @dataclass(eq=False)
 class Call:
-    """One softmax or fused kernel: its owner, its weights in float64, and where its values were sampled."""
+    """One softmax or fused kernel: its owner, its weights in float64, and where its values were sampled.
+
+    ``largest`` is the largest finite |score|: float32 knows it to 6e-8 of itself, and exp turns that into a relative
+    error of the weights.
+    """
 
     owner: str
     kernel: str
     weights: Tensor | None
+    largest: float = 0.0
     samples: list[tuple[Tensor, Tensor, bool]] = field(default_factory=list)
 
     def splatted(self) -> Tensor:
@@ -76,11 +84,18 @@ class Recorder(TorchDispatchMode):
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         owner = self._owners.current() or ""
         if name in SOFTMAX_KERNELS:
-            self.calls.append(Call(owner, name, softmax(args[0], args[1])))
+            self._scored(owner, name, args[0].detach().double(), args[1])
+        elif name.startswith(ATTENTION_KERNELS) and "scaled_dot" in name:
+            self._scored(owner, name, fused(*args, **kwargs), -1)
         elif name.startswith(ATTENTION_KERNELS):
-            self.calls.append(Call(owner, name, fused(*args, **kwargs) if "scaled_dot" in name else None))
+            self.calls.append(Call(owner, name, None))
         elif name in SAMPLING_KERNELS:
             self._sampled(owner, args)
+
+    def _scored(self, owner: str, name: str, scores: Tensor, dim: int) -> None:
+        usual = scores[scores.abs() < HUGE]
+        largest = float(usual.abs().amax()) if usual.numel() else 0.0
+        self.calls.append(Call(owner, name, softmax(scores, dim), largest))
 
     def _sampled(self, owner: str, args: tuple[Any, ...]) -> None:
         for call in reversed(self.calls):
@@ -91,8 +106,7 @@ class Recorder(TorchDispatchMode):
 
 
 def softmax(scores: Tensor, dim: int) -> Tensor:
-    """exp(s) / sum exp(s) along ``dim`` in float64; rows that are all -inf are zero."""
-    scores = scores.detach().double()
+    """exp(s) / sum exp(s) along ``dim``; rows that are all -inf are zero."""
     top = scores.amax(dim, keepdim=True)
     raised = torch.where(top == -math.inf, torch.zeros_like(scores), (scores - top).exp())
     total = raised.sum(dim, keepdim=True)
@@ -110,7 +124,7 @@ def fused(
     scale: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """The weights of ``_scaled_dot_product_flash_attention_for_cpu`` (masks are additive by then), float64."""
+    """Scores of ``_scaled_dot_product_flash_attention_for_cpu`` (masks are additive by then) in float64."""
     query, key = query.detach().double(), key.detach().double()
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = torch.einsum("bhqc,bhkc->bhqk", query, key) * (scale or query.shape[-1] ** -0.5)
@@ -119,7 +133,7 @@ def fused(
     if is_causal:
         keep = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
         scores = scores.masked_fill(~keep, -math.inf)
-    return softmax(scores, -1)
+    return scores
 
 
 @contextmanager

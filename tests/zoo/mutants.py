@@ -21,7 +21,7 @@ Mutation = Callable[[Record], Record | None]
 
 def swapped_heads(record: Record) -> Record | None:
     """Heads in reverse order."""
-    if record.shape.heads < 2:
+    if record.shape.heads < 2 or record.shape.keys < 2:
         return None
     other = copy.copy(record)
     if isinstance(other, DenseRecord):

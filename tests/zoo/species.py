@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,32 +47,37 @@ class Species:
     """``name`` as in the table; ``build`` gives a model (on its default attention) and the inputs of a forward.
 
     ``ignored`` maps module paths (or patterns with ``*``) whose softmax or grid-sample is not attention to the
-    reason; ``heads`` patterns of module paths to their number of heads, where calls have three axes; ``sharpen``
-    further names of the parameters that make q and k; ``note`` is printed in the table.
+    reason; ``uniform`` those whose attention cannot be peaked, whatever the weights; ``heads`` patterns of module
+    paths to their number of heads, where calls have three axes; ``sharpen`` further names of the parameters that make
+    q and k; ``not_eager`` says why the model's eager path is no reference, ``matrixless`` why nothing can be recorded;
+    ``note`` is printed in the table.
     """
 
     name: str
     build: Build
     ignored: Mapping[str, str] = field(default_factory=dict)
+    uniform: Mapping[str, str] = field(default_factory=dict)
     heads: Mapping[str, int] = field(default_factory=dict)
     sharpen: tuple[str, ...] = ()
+    not_eager: str = ""
+    matrixless: str = ""
     note: str = ""
 
 
 def small(kind: str | type, /, **given: Any) -> Any:
     """A configuration of class ``kind`` with :data:`SMALL` sizes in it and in its parts, then ``given``.
 
-    ``given`` may name a part (``vision_config``) by a mapping of what differs in it.
+    ``given`` may name a part (``vision_config``) by a mapping of what differs in it, by a configuration, or by None
+    (the class's own default).
     """
-    import transformers
-
-    cls = getattr(transformers, kind) if isinstance(kind, str) else kind
+    cls = found(kind) if isinstance(kind, str) else kind
     fields = {f.name for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {name: size for name, size in SMALL.items() if name in fields}
-    parts = getattr(cls, "sub_configs_defaults", None) or getattr(cls, "sub_configs", {})
-    for part, part_cls in parts.items():
+    for part, part_cls in (getattr(cls, "sub_configs", None) or {}).items():
         chosen = given.pop(part, {})
-        if isinstance(chosen, Mapping) and dataclasses.is_dataclass(part_cls):
+        if isinstance(chosen, Mapping):
+            if part_cls.__name__ == "AutoConfig":
+                part_cls = type(cls.sub_configs_defaults[part].default_config)
             chosen = small(part_cls, **chosen)
         values[part] = chosen
     return cls(**{**values, **given})
@@ -79,11 +85,20 @@ def small(kind: str | type, /, **given: Any) -> Any:
 
 def model(kind: str, config: Any) -> nn.Module:
     """A transformers model of that class, seeded, in eval mode."""
+    torch.manual_seed(0)
+    made: nn.Module = found(kind)(config)
+    return made.eval()
+
+
+def found(kind: str) -> Any:
+    """A class that transformers exports, or ``<folder>.<class>`` or ``<folder>.<file>.<class>`` for one that it does not."""
     import transformers
 
-    torch.manual_seed(0)
-    made: nn.Module = getattr(transformers, kind)(config)
-    return made.eval()
+    *folder, name = kind.split(".")
+    if not folder:
+        return getattr(transformers, name)
+    part = "configuration" if name.endswith("Config") else "modeling"
+    return getattr(importlib.import_module(f"transformers.models.{folder[0]}.{part}_{folder[-1]}"), name)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -108,13 +123,14 @@ def padded(length: int = 9, *, batch: int = 2, missing: int = 3) -> Tensor:
     return mask
 
 
-def tower(kind: str, inputs: Callable[[], dict[str, Any]] | None = None, /, **given: Any) -> Build:
-    """``<kind>Model`` on a small ``<kind>Config``; by default it sees two pictures of its own size."""
+def tower(kind: str, inputs: Callable[[], dict[str, Any]] | None = None, /, cls: str = "", **given: Any) -> Build:
+    """``<kind>Model`` (or ``cls``) on a small ``<kind>Config``; by default it sees two pictures of its own size."""
 
     def build() -> tuple[nn.Module, dict[str, Any]]:
-        config = small(f"{kind}Config", **dict(given))
+        options = dict(given)
+        config = small(options.pop("config", f"{kind}Config"), **options)
         seen = {"pixel_values": pixels(_side(config))} if inputs is None else inputs()
-        return model(f"{kind}Model", config), seen
+        return model(cls or f"{kind}Model", config), seen
 
     return build
 

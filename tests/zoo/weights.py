@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -71,16 +72,23 @@ def peakedness(record: Record) -> float:
 
 
 @torch.no_grad()
-def sharpen(module: nn.Module, run: Callable[[], list[Record]], extra: tuple[str, ...] = ()) -> float:
+def sharpen(
+    module: nn.Module,
+    run: Callable[[], list[Record]],
+    extra: tuple[str, ...] = (),
+    uniform: Iterable[str] = (),
+) -> float:
     """Scale q and k of every call until it is peaked; the worst :func:`peakedness` left.
 
-    ``run`` gives the records of a forward. Later calls depend on earlier ones, so all are measured again each time.
+    ``run`` gives the records of a forward; ``uniform`` are patterns of modules to leave out. Later calls depend on earlier ones, so all are measured again each time.
     """
     worst = 1.0
     for _ in range(ROUNDS):
         flat = {}
         worst = 0.0
         for record in run():
+            if any(fnmatchcase(record.name, pattern) for pattern in uniform):
+                continue
             value = peakedness(record)
             worst = max(worst, value)
             if value >= PEAKED - 0.02:
@@ -104,13 +112,13 @@ def _grow(value: Tensor) -> None:
 
 
 def projections(module: nn.Module, owner: str, extra: tuple[str, ...]) -> list[Any]:
-    """Parameters of q and k next to a call: in its module, or else in the nearest module around it."""
-    while True:
+    """Parameters of q and k next to a call: in its module, or else in the module around it; none further away."""
+    for path in (owner, owner.rpartition(".")[0]):
         found = [
             value
-            for name, value in module.get_submodule(owner).named_parameters()
+            for name, value in module.get_submodule(path).named_parameters()
             if not name.endswith("bias") and (QK.search(name) or any(part in name for part in extra))
         ]
-        if found or not owner:
+        if found:
             return found
-        owner = owner.rpartition(".")[0]
+    return []

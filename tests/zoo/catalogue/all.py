@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.catalogue import plain
+from zoo.catalogue import detection, hierarchical, plain, video
 from zoo.species import Species
 
-ZOO: tuple[Species, ...] = (*plain.SPECIES,)
+ZOO: tuple[Species, ...] = (*plain.SPECIES, *hierarchical.SPECIES, *video.SPECIES, *detection.SPECIES)
