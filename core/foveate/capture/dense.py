@@ -56,7 +56,7 @@ class DenseRecord(Record):
         self.q, self.k = canonical(q, heads), canonical(k, heads)
         self.v = None if v is None else canonical(v.detach(), heads)
         self.out = None if out is None else canonical(out.detach(), heads)
-        self.mask = None if mask is None else _canonical_mask(mask.detach(), q, heads)
+        self.mask = None if mask is None else canonical_mask(mask.detach(), q, heads)
 
     @property
     def shape(self) -> Shape:
@@ -146,7 +146,7 @@ def canonical(tensor: Tensor, heads: int) -> Tensor:
     return tensor.flatten(0, tensor.dim() - 4)
 
 
-def _canonical_mask(mask: Tensor, q: Tensor, heads: int) -> Tensor:
+def canonical_mask(mask: Tensor, q: Tensor, heads: int) -> Tensor:
     """A mask that broadcasts against ``(batch, head, query, key)``."""
     if q.dim() > 4:
         mask = mask.expand(*q.shape[:-2], *mask.shape[-2:]).flatten(0, q.dim() - 4)

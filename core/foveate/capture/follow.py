@@ -82,11 +82,12 @@ class Follower:
         # Identity is safe only while the tensor lives: ids are reused after it dies.
         self._aliases: dict[int, tuple[weakref.ref[Tensor], Pending]] = {}
 
-    def start(self, name: str, weights: Tensor, dim: int, heads: int) -> None:
+    def start(self, name: str, weights: Tensor, dim: int, heads: int) -> Pending:
         """A softmax was taken."""
         pending = Pending(name, weights, dim, heads)
         self._pending.append(pending)
         self._remember(weights, pending)
+        return pending
 
     def carry(self, args: tuple[Any, ...], out: Any) -> None:
         """The weights changed their clothes."""

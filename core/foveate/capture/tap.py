@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from foveate.capture import editing
 from foveate.capture.dense import DenseRecord
 from foveate.capture.follow import CARRIERS, PRODUCTS, Follower
 from foveate.capture.owners import Owners
@@ -41,15 +42,21 @@ _local = threading.local()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """The engine's own work: gradients off, exact precision, and unseen by every tap of this thread."""
+def unseen() -> Iterator[None]:
+    """Work that no tap of this thread looks at."""
     before = getattr(_local, "quiet", False)
     _local.quiet = True
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), _no_cuda_autocast():
-            yield
+        yield
     finally:
         _local.quiet = before
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The engine's own work: gradients off, exact precision, and unseen by every tap of this thread."""
+    with unseen(), torch.no_grad(), torch.autocast("cpu", enabled=False), _no_cuda_autocast():
+        yield
 
 
 class Tap(TorchFunctionMode):
@@ -86,7 +93,6 @@ class Tap(TorchFunctionMode):
         self.grad = grad
         self._sink: Sink = sink or self.records.append
         self._heads = heads or (lambda path: None)
-        self._functional_heads: list[int] = []
         self._follower = Follower(self._emit, self.unlinked.append)
         self._thread: int | None = None
         self._handlers: Mapping[Callable[..., Any], Callable[..., Any]] = {
@@ -126,6 +132,9 @@ class Tap(TorchFunctionMode):
         handler = self._handlers.get(func)
         if handler is None or getattr(_local, "quiet", False):
             return func(*args, **(kwargs or {}))
+        editor = editing.current()
+        if editor is not None:
+            return editor.around(handler, func, args, kwargs or {})
         return handler(func, args, kwargs or {})
 
     # ------------------------------------------------------------------------------- whole calls
@@ -149,12 +158,8 @@ class Tap(TorchFunctionMode):
             func.__defaults__,
             func.__closure__,
         )
-        self._functional_heads.append(int(kwargs.get("num_heads", args[4] if len(args) > 4 else 1)))
-        try:
-            with self._again():
-                return body(*args, **kwargs)
-        finally:
-            self._functional_heads.pop()
+        with functional_heads(int(kwargs.get("num_heads", args[4] if len(args) > 4 else 1))), self._again():
+            return body(*args, **kwargs)
 
     # ------------------------------------------------------------------------- weights and values
 
@@ -204,13 +209,7 @@ class Tap(TorchFunctionMode):
 
     def _head_count(self, name: str) -> int:
         """Heads in the first axis of a three-axis call: said by the function, the caller or the module."""
-        if self._functional_heads:
-            return self._functional_heads[-1]
-        declared = self._heads(name)
-        if declared is not None:
-            return declared
-        module = self.owners.module(name)
-        return module.num_heads if isinstance(module, nn.MultiheadAttention) else 1
+        return head_count(self.owners.module(name), self._heads(name))
 
     def _in_graph(self, tensor: Tensor) -> Tensor:
         if self.grad and torch.is_grad_enabled() and not tensor.requires_grad:
@@ -225,6 +224,27 @@ class Tap(TorchFunctionMode):
             yield
         finally:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def functional_heads(heads: int) -> Iterator[None]:
+    """Inside ``F.multi_head_attention_forward``, which says its heads; every tap of this thread may ask."""
+    before = getattr(_local, "heads", None)
+    _local.heads = heads
+    try:
+        yield
+    finally:
+        _local.heads = before
+
+
+def head_count(module: nn.Module, declared: int | None) -> int:
+    """Heads in the first axis of a three-axis call of ``module``; 1 where nobody says."""
+    said: int | None = getattr(_local, "heads", None)
+    if said is not None:
+        return said
+    if declared is not None:
+        return declared
+    return module.num_heads if isinstance(module, nn.MultiheadAttention) else 1
 
 
 def _dense(
