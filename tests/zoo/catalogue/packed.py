@@ -1,0 +1,74 @@
+"""Vision towers of language models that pack pictures of different size into one sequence, and other ones of their own."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from zoo.species import Build, Species, model, noise, pixels, small, tower
+
+GRID = ((1, 4, 4), (1, 2, 4))
+
+
+def packed(kind: str, cls: str, /, *, patch: int = 8, frames: int = 2, grid: tuple[tuple[int, ...], ...] = GRID, flat: bool = True, **given: Any) -> Build:
+    """Patches of two pictures in one sequence ``(patch, channel * frame * y * x)`` with their grids."""
+
+    def build() -> tuple[torch.nn.Module, dict[str, Any]]:
+        made = model(cls, small(kind, **given))
+        rows = sum(t * h * w for t, h, w in grid)
+        patches = noise(rows, 3 * frames * patch * patch) if flat else noise(rows, 3, patch, patch)
+        first, second = list(inspect.signature(made.forward).parameters)[:2]
+        return made, {first: patches, second: torch.tensor(grid)[:, -3:]}
+
+    return build
+
+
+SPECIES = (
+    Species("Qwen2-VL vision", packed("qwen2_vl.Qwen2VLVisionConfig", "qwen2_vl.Qwen2VisionTransformerPretrainedModel")),
+    Species("Qwen2.5-VL vision", packed("qwen2_5_vl.Qwen2_5_VLVisionConfig", "qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel",
+                                        window_size=32, fullatt_block_indexes=[1])),
+    Species("Qwen3-VL vision", packed("qwen3_vl.Qwen3VLVisionConfig", "qwen3_vl.Qwen3VLVisionModel",
+                                      num_position_embeddings=16, deepstack_visual_indexes=[0])),
+    Species("Qwen3.5 vision", packed("qwen3_5.Qwen3_5VisionConfig", "qwen3_5.Qwen3_5VisionModel", num_position_embeddings=16)),
+    Species("Qwen4 vision", packed("qwen4_exp.Qwen4ExpVisionConfig", "qwen4_exp.Qwen4ExpVisionModel", num_position_embeddings=16)),
+    Species("GLM-4V vision", packed("glm4v.Glm4vVisionConfig", "glm4v.Glm4vVisionModel")),
+    Species("GLM-OCR vision", packed("glm_ocr.GlmOcrVisionConfig", "glm_ocr.GlmOcrVisionModel")),
+    Species("GLM-Image vision", packed("glm_image.GlmImageVisionConfig", "glm_image.GlmImageVisionModel", frames=1)),
+    Species("ERNIE 4.5 VL vision", packed("ernie4_5_vl_moe.Ernie4_5_VLMoeVisionConfig",
+                                          "ernie4_5_vl_moe.Ernie4_5_VLMoeVisionTransformerPretrainedModel", frames=1)),
+    Species("Kimi K2.5 vision", packed("kimi_k25.Kimi_K25VisionConfig", "kimi_k25.Kimi_K25VisionModel", flat=False,
+                                       pos_emb_height=4, pos_emb_width=4)),
+    Species("Exaone 4.5 vision", packed("exaone4_5.Exaone4_5_VisionConfig", "exaone4_5.Exaone4_5_VisionModel",
+                                        window_size=32, fullatt_block_indexes=[1])),
+    Species("Cohere Compass vision", packed("cohere_compass.CohereCompassVisionConfig", "cohere_compass.CohereCompassVisionModel",
+                                            num_position_embeddings=16, deepstack_visual_indexes=[0])),
+    Species("MiniMax M3 vision", packed("minimax_m3_vl.MiniMaxM3VLVisionConfig", "minimax_m3_vl.MiniMaxM3VLVisionModel")),
+    Species("LFM3-VL vision", packed("lfm3_vl.Lfm3VlVisionConfig", "lfm3_vl.Lfm3VlVisionModel")),
+    Species("Dots3 vision", packed("dots3_note.Dots3NoteVisionConfig", "dots3_note.Dots3NoteVisionModel", frames=1)),
+    Species("Muse Spark vision", packed("muse_spark.MuseSparkVisionConfig", "muse_spark.MuseSparkVisionModel", pos_emb_height=4, pos_emb_width=4)),
+    Species("PaddleOCR-VL vision", packed("paddleocr_vl.PaddleOCRVisionConfig", "paddleocr_vl.PaddleOCRVisionModel", flat=False)),
+    Species("HunYuan-VL vision", packed("hunyuan_vl.HunYuanVLVisionConfig", "hunyuan_vl.HunYuanVLVisionTransformer", frames=1)),
+    Species("VideoLLaMA 3 vision", packed("video_llama_3.VideoLlama3VisionConfig", "video_llama_3.VideoLlama3VisionModel", frames=1)),
+    Species("Cosmos3 vision", packed("cosmos3_edge.Cosmos3EdgeVisionConfig", "cosmos3_edge.Cosmos3EdgeVisionModel", frames=1, num_patches=16)),
+    Species("MiniCPM-V 4.6 vision", tower("minicpmv4_6.MiniCPMV4_6Vision", insert_layer_id=1)),
+    Species("Inkling vision", tower("inkling.InklingVision")),
+    Species("Step 3.7 vision", tower("step3p7.Step3p7Vision", mlp_ratio=2.0)),
+    Species("Molmo 2 vision", tower("molmo2.Molmo2Vision")),
+    Species("Gemma 4 vision", tower("gemma4.Gemma4Vision")),
+    Species("Qianfan-OCR vision", tower("qianfan_ocr.QianfanOCRVision", image_size=[32, 32], patch_size=[8, 8])),
+    Species("Granite-Docling vision", tower("granite_docling.GraniteDoclingVision")),
+    Species("Florence-2 vision", tower("florence2.Florence2Vision", lambda: {"pixel_values": pixels(64)}, cls="florence2.Florence2VisionBackbone",
+                                       depths=[1, 1, 1, 1], embed_dim=[16, 16, 32, 32], num_heads=[2, 2, 4, 4], num_groups=[2, 2, 4, 4], window_size=4,
+                                       patch_size=[7, 3, 3, 3], projection_dim=32)),
+    Species("GOT-OCR 2 vision", tower("got_ocr2.GotOcr2Vision", lambda: {"pixel_values": pixels(48)}, cls="got_ocr2.GotOcr2VisionEncoder",
+                                      image_size=48, output_channels=16, window_size=4, global_attn_indexes=[1], mlp_dim=48)),
+    Species("PP-FormulaNet vision", tower("pp_formulanet.PPFormulaNetVision", lambda: {"pixel_values": pixels(48)},
+                                          image_size=48, output_channels=16, window_size=4, global_attn_indexes=[1], mlp_dim=48,
+                                          post_conv_in_channels=16, post_conv_mid_channels=16, post_conv_out_channels=16, decoder_hidden_size=32)),
+    Species("SLANeXt vision", tower("slanext.SLANeXtVision", lambda: {"pixel_values": pixels(48)}, cls="slanext.SLANeXtVisionEncoder",
+                                    image_size=48, output_channels=16, window_size=4, global_attn_indexes=[1], mlp_dim=48)),
+    Species("DeepSeek-OCR 2 SAM", tower("deepseek_ocr2.DeepseekOcr2SamVision", lambda: {"pixel_values": pixels(48)}, cls="deepseek_ocr2.DeepseekOcr2SamVisionEncoder",
+                                        image_size=48, output_channels=16, window_size=4, global_attn_indexes=[1], mlp_dim=48, downsample_channels=[16, 16])),
+)
