@@ -55,11 +55,13 @@ def load_model(
     architecture: str | None = None,
     config: Mapping[str, Any] | Path | str | None = None,
     seed: int = 0,
+    attention: str | None = "sdpa",
 ) -> Loaded:
     """Open ``row`` as ``architecture`` (a class of transformers; by default what its config.json names).
 
     ``config`` is a mapping, a folder or a JSON file for weights that bring no config.json of their own:
-    random ones (``seed`` fixes them) and single files. Raises ModelError, MissingDependencyError.
+    random ones (``seed`` fixes them) and single files. ``attention`` is the implementation to ask for, None
+    leaves the choice to transformers. Raises ModelError, MissingDependencyError.
     """
     transformers = import_transformers()
     place = str(weights or getattr(row, "weights", None) or row.id)
@@ -69,7 +71,10 @@ def load_model(
         _check_family(row, settings)
         cls = _architecture(transformers, row, settings, architecture)
         settings = _part_for(cls, settings)
-        model = _random(cls, settings, seed) if place == "random" else _pretrained(cls, settings, place, row)
+        if place == "random":
+            model = _random(cls, settings, seed)
+        else:
+            model = _pretrained(cls, settings, place, row, attention)
     model = model.to(device=device, dtype=torch_dtype(dtype)).eval().requires_grad_(False)
     files.check_finite(row.id, files.all_tensors(model))
     return Loaded(model, place, _card(row, place, adapter, seed, model), beside)
@@ -278,7 +283,7 @@ def _random(cls: Any, config: Any, seed: int) -> nn.Module:
     return built
 
 
-def _pretrained(cls: Any, config: Any, place: str, row: Any) -> nn.Module:
+def _pretrained(cls: Any, config: Any, place: str, row: Any, attention: str | None) -> nn.Module:
     path = Path(place)
     tensors = files.read_state(path) if path.is_file() else None
     try:
@@ -290,7 +295,7 @@ def _pretrained(cls: Any, config: Any, place: str, row: Any) -> nn.Module:
             trust_remote_code=False,
             output_loading_info=True,
             dtype="float32",
-            attn_implementation="sdpa",
+            **({} if attention is None else {"attn_implementation": attention}),
         )
     except Exception as error:  # transformers raises plain OSError, ValueError, RuntimeError, UnpicklingError ...
         raise _cannot_load(place, error) from error

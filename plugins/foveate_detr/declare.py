@@ -1,0 +1,25 @@
+"""What this plugin offers. Imports nothing heavy: the classes are named, not loaded."""
+
+from __future__ import annotations
+
+from foveate.plugins.hooks import hookimpl
+from foveate.plugins.specs import SourceSpec
+
+FOVEATE_API = (1, 0)
+_REQUIRES, _REMEDY = ("transformers",), 'pip install "foveate[detr]"'
+_CAPABILITIES = frozenset({"spatial", "gradients", "objects"})
+
+
+@hookimpl
+def foveate_sources() -> list[SourceSpec]:
+    """Detectors of the transformers library."""
+    return [
+        SourceSpec(
+            name="detr",
+            target="foveate_detr.detector:DetectorSource",
+            summary="DETR, Conditional DETR, DAB-DETR, Table Transformer: dense encoder-decoder detectors",
+            capabilities=_CAPABILITIES,
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
+    ]
