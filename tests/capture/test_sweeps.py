@@ -326,3 +326,16 @@ def test_bad_requests():
         relevance(plain, BoundTarget((TargetRow(0, "class", 0),)))
     with pytest.raises(UsageError, match="no sites"):
         trace(t.source, t.batch, sites=["vision.decoder"])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_low_precision_models_give_float32_maps(style):
+    source = TinySource(TinyConfig(style=style))
+    source.module.bfloat16()
+    low = trace(source, source.encode(tiny_samples(3)), grad=True)
+    bound = source.bind(low.outputs, low.batch, Target(label=1, scale="logit"))
+    full = traced(style, layers=2)
+    for method in (rollout, relevance, grad_attention, legrad):
+        found, truth = method(low, bound), method(full, bound)
+        assert found.dtype == torch.float32
+        assert (found - truth).abs().max() < 0.1 * truth.abs().max()
