@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from attribution_fakes import bound_batch, only, snapshot, two_targets_a_sample
-from foveate.attribution.gradcam import GradCam, grad_cam, watched
+from foveate.attribution.gradcam import GradCam, lay, watched
 from foveate.errors import CaptureError, UsageError
+from foveate.geometry import CellGrid
 from foveate.interfaces import AttentionStep, CallKey, CallLabels, TokenAxis
 from foveate.testing.tiny import SITE, STREAM, TinyConfig, TinySource
 
@@ -66,20 +67,25 @@ def test_batch_equals_singles_and_blocks():
         np.testing.assert_allclose(whole.values[2 * sample : 2 * sample + 2], alone.values, atol=1e-5)
 
 
+def grad_cam(activations, gradients, axis):
+    values = GradCam().weigh(activations, gradients, axis)
+    return lay(values, axis, CellGrid.regular(1, 1, height=8, width=12), relu=False)[0]
+
+
 def test_other_tokens_do_not_count():
     """Permuting patches with their labels changes nothing; CLS and registers weigh nothing."""
     random = torch.Generator().manual_seed(0)
     A, G = (torch.randn(2, 7, 5, generator=random, dtype=torch.float64) for _ in range(2))
     axis = TokenAxis.concat(TokenAxis.of_kind("cls", 1), TokenAxis.patches(2, 3, height=8, width=12))
-    values, _ = grad_cam(A, G, axis, relu=False)
+    values = grad_cam(A, G, axis)
     A2, G2 = A.clone(), G.clone()
     A2[:, 0], G2[:, 0] = 99.0, 99.0
-    np.testing.assert_array_equal(values, grad_cam(A2, G2, axis, relu=False)[0])
+    np.testing.assert_array_equal(values, grad_cam(A2, G2, axis))
     order = torch.randperm(7, generator=random)
     shuffled = TokenAxis(
         *(getattr(axis, n)[order] for n in ("kind", "y", "x", "height", "width", "level", "frame"))
     )
-    np.testing.assert_allclose(values, grad_cam(A[:, order], G[:, order], shuffled, relu=False)[0], rtol=1e-6)
+    np.testing.assert_allclose(values, grad_cam(A[:, order], G[:, order], shuffled), rtol=1e-6)
 
 
 class _CrossPool(nn.Module):

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import torch
 
+from foveate.attribution.levels import tokens_on_cells
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
 from foveate.errors import UsageError
-from foveate.geometry import CellGrid, regrid, tokens_to_cells
 from foveate.interfaces import Attribution, AttributionMap, CallKey, OpaqueStep, TokenAxis
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveate.capture.trace import Trace
+    from foveate.geometry import CellGrid
     from foveate.interfaces import AttentionSource, Batch, BoundTarget
 
 
@@ -181,8 +182,7 @@ def bottom_tokens(trace: Trace) -> TokenAxis:
 
 def on_cells(values: torch.Tensor, tokens: TokenAxis, cells: CellGrid) -> NDArray[np.float64]:
     """Token values ``(target, token)`` on the model's cells ``(target, y, x)``, by area where grids differ."""
-    laid, grid = tokens_to_cells(values.detach().double().cpu().numpy(), tokens)
-    return laid if grid == cells else regrid(laid, grid, cells, reduce="mean")
+    return tokens_on_cells(values.detach().double().cpu().numpy(), tokens, cells)
 
 
 def _one_grid_a_sample(trace: Trace, call: CallKey, method: str) -> None:

@@ -41,12 +41,22 @@ _REFERENCE = {
     "edge": ("Edge", "control: edge strength"),
     "saturation": ("Saturation", "control: colourfulness"),
 }
+_OBJECTS = {
+    "drise": (
+        "foveate.attribution.drise:DRise",
+        "what must be visible to find the object",
+        "perturbation",
+    ),
+    "own_box": ("foveate.attribution.objects:OwnBox", "control: the object's predicted box", "reference"),
+    "own_mask": ("foveate.attribution.objects:OwnMask", "control: the object's predicted mask", "reference"),
+}
 
 
 @hookimpl
 def foveate_attributions() -> Iterable[AttributionSpec]:
     """All methods that need no argument; ``untrained`` and ``oracle`` in ``reference`` need one."""
-    return (*_gradient_specs(), *_perturbation_specs(), *_attention_specs(), *_reference_specs())
+    families = (_gradient_specs, _perturbation_specs, _attention_specs, _reference_specs, _object_specs)
+    return [spec for family in families for spec in family()]
 
 
 def _gradient_specs() -> Iterable[AttributionSpec]:
@@ -62,6 +72,12 @@ def _gradient_specs() -> Iterable[AttributionSpec]:
         "gradcam",
         "foveate.attribution.gradcam:GradCam",
         "Grad-CAM on the tokens entering the last attention",
+        capabilities=gradients,
+    )
+    yield AttributionSpec(
+        "odam",
+        "foveate.attribution.odam:Odam",
+        "gradient times activation of the tokens entering the last attention",
         capabilities=gradients,
     )
 
@@ -90,3 +106,8 @@ def _reference_specs() -> Iterable[AttributionSpec]:
         yield AttributionSpec(
             name, f"foveate.attribution.reference:{target}", summary, capabilities=frozenset({"reference"})
         )
+
+
+def _object_specs() -> Iterable[AttributionSpec]:
+    for name, (target, summary, capability) in _OBJECTS.items():
+        yield AttributionSpec(name, target, summary, capabilities=frozenset({capability, "objects"}))

@@ -9,6 +9,7 @@ that the source declares for its sites; the hooks exist for one forward pass and
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from foveate.attribution.levels import patches_by_level, tokens_on_cells
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
 from foveate.errors import CaptureError, UsageError
@@ -36,32 +38,34 @@ Entries = dict[tuple[str, int], list[tuple[torch.nn.Module, Mapping[str, Any]]]]
 
 
 @dataclass(frozen=True)
-class GradCam(Attribution):
-    """ReLU of the channel-weighted sum of activations; weights are the gradient's mean over the patches.
+class TokenGradients(Attribution):
+    """A map from the tokens that enter the last attention and the score's gradient there.
 
-    ``relu`` False keeps evidence against the target.
+    Of a detector, these are the encoder's output, which every decoder layer reads. ``relu`` False keeps
+    evidence against the target.
     """
 
-    name: ClassVar[str] = "gradcam"
-    citation: ClassVar[str] = "Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2, on patch tokens"
     relu: bool = True
     rows: int | None = None
+
+    @abstractmethod
+    def weigh(self, activations: torch.Tensor, gradients: torch.Tensor, tokens: TokenAxis) -> torch.Tensor:
+        """One signed number a token, ``(target, token)``, from two tensors ``(target, token, channel)``."""
 
     def attribute(
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
     ) -> AttributionMap:
         """One forward and one backward pass.
 
-        Raises UsageError where the tokens of the last attention are not one grid of patches a sample
+        Raises UsageError where the tokens of the last attention are not grids of patches a sample
         (windows, several frames), CaptureError where they were not seen or carry no gradient.
         """
         objective = Objective(source, batch, bound, rows=self.rows)
-        parts, grid, call = [], None, None
+        cells, parts, call = source.cells(batch), [], None
         for block in objective.blocks():
             activations, gradients, tokens, call = tokens_and_gradients(block)
-            values, grid = grad_cam(activations, gradients, tokens, relu=self.relu)
-            parts.append(values)
-        assert grid is not None  # an objective has at least one row
+            parts.append(lay(self.weigh(activations, gradients, tokens), tokens, cells, relu=self.relu))
+        grid = parts[0][1]
         info = {
             "citation": self.citation,
             "relu": self.relu,
@@ -71,23 +75,44 @@ class GradCam(Attribution):
             "forward_passes": 1,
             "backward_passes": 1,
         }
-        return AttributionMap(self.name, np.concatenate(parts), grid, signed=not self.relu, info=info)
+        values = np.concatenate([part for part, _ in parts])
+        return AttributionMap(self.name, values, grid, signed=not self.relu, info=info)
 
     def cost(self, shape: tuple[int, ...]) -> Cost:
         """One forward and one backward pass."""
         return Cost(1, 1)
 
 
-def grad_cam(
-    activations: torch.Tensor, gradients: torch.Tensor, tokens: TokenAxis, *, relu: bool = True
+@dataclass(frozen=True)
+class GradCam(TokenGradients):
+    """ReLU of the channel-weighted sum of activations; weights are the gradient's mean over the patches.
+
+    The levels of a pyramid are feature maps of their own: each has its own weights.
+    """
+
+    name: ClassVar[str] = "gradcam"
+    citation: ClassVar[str] = "Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2, on patch tokens"
+
+    def weigh(self, activations: torch.Tensor, gradients: torch.Tensor, tokens: TokenAxis) -> torch.Tensor:
+        """Equation 2 before its ReLU, with the weights of equation 1."""
+        values = activations.new_zeros(activations.shape[:2])
+        for level in patches_by_level(tokens):
+            patches = torch.as_tensor(level, device=activations.device)
+            weights = gradients[:, patches].mean(1, keepdim=True)  # (target, 1, channel)
+            values[:, patches] = (weights * activations[:, patches]).sum(-1)
+        return values
+
+
+def lay(
+    values: torch.Tensor, tokens: TokenAxis, cells: CellGrid, *, relu: bool
 ) -> tuple[NDArray[np.float32], CellGrid]:
-    """The map of activations and gradients ``(target, token, channel)``: ``(target, y, x)`` and its cells."""
-    patches = torch.as_tensor(tokens.where("patch"), device=activations.device)
-    weights = gradients[:, patches].mean(1, keepdim=True)  # (target, 1, channel)
-    values = (weights * activations).sum(-1)
-    values = values.relu() if relu else values
-    laid, grid = tokens_to_cells(values.detach().double().cpu().numpy(), tokens)
-    return laid.astype(np.float32), grid
+    """Signed numbers a token as a map: one grid stays as it is, the levels of a pyramid add up on ``cells``."""
+    array = values.detach().double().cpu().numpy()
+    if len(patches_by_level(tokens)) > 1:
+        laid = tokens_on_cells(array, tokens, cells)
+        return (np.maximum(laid, 0.0) if relu else laid).astype(np.float32), cells
+    laid, grid = tokens_to_cells(array, tokens)
+    return (np.maximum(laid, 0.0) if relu else laid).astype(np.float32), grid
 
 
 def tokens_and_gradients(block: Objective) -> tuple[torch.Tensor, torch.Tensor, TokenAxis, CallKey]:
