@@ -9,9 +9,9 @@ Kinds (``@match`` variants exist of each):
 - ``mask``: mean mask logit over the frozen mask.
 
 By query, the object is what query ``q`` says, whatever it says after a perturbation. By match (``class@match``),
-it is the query with the largest IoU x class probability with the frozen object; where no query overlaps it
-the object has vanished: probabilities and IoU scores are 0, a logit is the smallest that any query gives
-the class, a box edge is NaN.
+it is the query with the largest IoU x class probability among those whose box overlaps the frozen one by
+:data:`MATCH_IOU` or more; where there is none the object has vanished: probabilities and IoU scores are 0, a
+logit is the smallest that any query gives the class, a box edge is NaN.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 EDGES = ("box_top", "box_left", "box_bottom", "box_right")
 MATCH = "@match"
+MATCH_IOU = 0.5
+"""Boxes that overlap less are of another object: COCO's loosest threshold (Lin et al. 2014, sec. 5)."""
 
 
 def kinds_of(*, boxes: bool, masks: bool) -> tuple[str, ...]:
@@ -124,15 +126,16 @@ def score(found: Detections, bound: BoundTarget) -> Tensor:
 
 
 def match(found: Detections, bound: BoundTarget) -> tuple[Tensor, Tensor]:
-    """Per row the query with the largest IoU x class probability, and whether any query overlaps at all."""
+    """Per row the query with the largest IoU x class probability, and whether there is one above :data:`MATCH_IOU`."""
     sample = [row.sample for row in bound.rows]
     classes = [int(row.class_index or 0) for row in bound.rows]
     if found.boxes is None:
         raise UsageError("following an object by best match needs boxes, which this model does not give")
     overlap = iou(found.boxes.detach()[sample], bound.context["box"].to(found.boxes)[:, None])
+    near = overlap >= MATCH_IOU
     agreement = overlap * found.probabilities.detach()[sample, :, classes]
-    best, query = agreement.max(-1)
-    return query, best > 0
+    query = torch.where(near, agreement, -1.0).argmax(-1)
+    return query, near.any(-1)
 
 
 def iou(one: Tensor, other: Tensor) -> Tensor:
