@@ -49,6 +49,8 @@ class References:
 def distance(record: Record, reference: Tensor) -> float:
     """max |A - reference| / max |reference| over rows that see a key; infinite where sizes differ."""
     found = record.rows(slice(None)).double()
+    if found.shape[1] > 1 and found.numel() == found.shape[1] * reference.numel():
+        found = found.mean(1)  # nn.MultiheadAttention returns the mean over heads
     if found.numel() != reference.numel() or found.shape[-1] != reference.shape[-1]:
         points = record.weights.transpose(1, 2) if isinstance(record, DeformableRecord) else None
         if points is None or points.numel() != reference.numel():
@@ -95,6 +97,8 @@ def assign_eager(references: References, records: list[Record], maps: list[Tenso
     """Give each returned matrix the record that it equals best, in order; note those that none equals."""
     free = dict(enumerate(records))
     for number, matrix in enumerate(maps):
+        if any(matrix.shape == earlier.shape and torch.equal(matrix, earlier) for earlier in maps[:number]):
+            continue  # some return the same matrix under two names
         options = [(distance(record, matrix), position) for position, record in free.items()]
         error, position = min(options, default=(math.inf, -1))
         if math.isinf(error):

@@ -11,6 +11,11 @@ from zoo.catalogue.hierarchical import SAM2_HIERA
 from zoo.species import Build, Species, model, noise, padded, pixels, small, tower, words
 
 DISCARDED = "a softmax over heads, computed and thrown away beside the SDPA call"
+TOKENS = "what it returns as attentions are the tokens of its two-way blocks"
+KEYPOINTS = {
+    "keypoint_detector.keypoint_decoder": "softmax over the cells of a keypoint, no attention",
+    "keypoint_detector.descriptor_decoder": "descriptors sampled at keypoints, no attention",
+}
 OUTPUTS = "what it returns as attentions are the outputs of the attention modules"
 
 
@@ -66,7 +71,7 @@ def zoedepth() -> tuple[torch.nn.Module, dict[str, Any]]:
                    num_attractors=[4, 2, 2, 1], bin_embedding_dim=16, num_relative_features=8,
                    bin_configurations=[{"n_bins": 8, "min_depth": 0.1, "max_depth": 8.0, "name": "nyu"},
                                        {"n_bins": 8, "min_depth": 0.1, "max_depth": 80.0, "name": "kitti"}],
-                   num_patch_transformer_layers=2, patch_transformer_hidden_size=16, patch_transformer_intermediate_size=24,
+                   num_patch_transformer_layers=4, patch_transformer_hidden_size=128, patch_transformer_intermediate_size=24,
                    patch_transformer_num_attention_heads=4)
     return model("ZoeDepthForDepthEstimation", config), {"pixel_values": pixels(64)}
 
@@ -125,8 +130,7 @@ def sam3() -> tuple[torch.nn.Module, dict[str, Any]]:
         detr_encoder_config={"num_layers": 2},
         detr_decoder_config={"num_layers": 2, "num_queries": 7},
     )
-    return model("sam3.Sam3Model", config), {"pixel_values": pixels(64), "input_ids": words(), "attention_mask": padded(),
-        "input_boxes": torch.tensor([[[0.4, 0.5, 0.3, 0.2]], [[0.6, 0.3, 0.2, 0.4]]]), "input_boxes_labels": torch.ones(2, 1, dtype=torch.long)}
+    return model("sam3.Sam3Model", config), {"pixel_values": pixels(64), "input_ids": words(), "attention_mask": padded()}
 
 
 def superpoint() -> Any:
@@ -146,7 +150,7 @@ def lightglue() -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 def loftr() -> tuple[torch.nn.Module, dict[str, Any]]:
-    config = small("EfficientLoFTRConfig", stage_num_blocks=[1, 1, 1], out_features=[16, 16, 32], stage_stride=[2, 1, 2], num_attention_layers=1,
+    config = small("EfficientLoFTRConfig", stage_num_blocks=[1, 1, 1, 1], out_features=[16, 16, 32, 32], stage_stride=[2, 1, 2, 2], num_attention_layers=1, num_attention_heads=8,
                    q_aggregation_kernel_size=2, kv_aggregation_kernel_size=2, q_aggregation_stride=2, kv_aggregation_stride=2)
     return model("EfficientLoFTRForKeypointMatching", config), {"pixel_values": pixels(64, frames=2)}
 
@@ -171,17 +175,22 @@ SPECIES = (
     Species("VideoMT", videomt),
     Species("Depth Anything", depth("DepthAnything")),
     Species("Prompt Depth Anything", depth("PromptDepthAnything")),
-    Species("ZoeDepth", zoedepth),
+    Species("ZoeDepth", zoedepth, ignored={"metric_head*": "probabilities of depth bins and of the domain"}),
     Species("UperNet", upernet),
     Species("ViTMatte", vitmatte),
     Species("CLIPSeg", clipseg),
-    Species("GroupViT vision", groupvit),
-    Species("SAM", sam("Sam")),
-    Species("SAM-HQ", sam("SamHQ")),
+    Species(
+        "GroupViT vision",
+        groupvit,
+        ignored={"*.assign": "group assignment: the one-hot argmax of a softmax over groups, no weights over keys"},
+        not_eager="what it returns as attentions are the group assignments",
+    ),
+    Species("SAM", sam("Sam"), not_eager=TOKENS),
+    Species("SAM-HQ", sam("SamHQ"), not_eager=TOKENS),
     Species("SAM 2", sam2(), ignored={"*.blocks.*.attn": DISCARDED}, not_eager=OUTPUTS),
     Species("SAM 3 ViT", sam3_vit),
-    Species("SAM 3", sam3),
-    Species("SuperGlue", superglue),
-    Species("LightGlue", lightglue),
-    Species("Efficient LoFTR", loftr),
+    Species("SAM 3", sam3, note="without box prompts, which need torchvision"),
+    Species("SuperGlue", superglue, ignored=KEYPOINTS),
+    Species("LightGlue", lightglue, ignored=KEYPOINTS),
+    Species("Efficient LoFTR", loftr, ignored={"": "matching scores between the two pictures and sub-pixel refinement"}),
 )
