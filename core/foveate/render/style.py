@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import io
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib
 import matplotlib.style
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from foveate.errors import UsageError
 
@@ -51,7 +52,6 @@ _RC: dict[str, Any] = {
     "ytick.labelsize": 8,
 }
 _CAPTION_SIZE = 8
-_CHARACTERS_PER_INCH = 17.3  # of the caption's font, on the narrow side
 
 
 @contextmanager
@@ -118,9 +118,31 @@ def blank(width: float, height: float) -> Figure:
 def finish(figure: Figure, title: str, *sentences: str, bullets: Sequence[str] = ()) -> Picture:
     """Print the title above, the sentences and then one line or more a bullet below, wrapped to the width."""
     caption = " · ".join(sentence for sentence in sentences if sentence)
-    columns = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
-    lines = [textwrap.fill(caption, columns)]
-    lines += [textwrap.fill(f"– {bullet}", columns, subsequent_indent="   ") for bullet in bullets]
-    figure.suptitle(textwrap.fill(title, int(columns * 0.72)), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    heading = FontProperties(size=11, weight="bold")
+    text = FontProperties(size=_CAPTION_SIZE)
+    room = figure.get_figwidth() * 72 * 0.96  # points; text begins at 1 % of the width, hinting widens it
+    lines = _fold(caption, text, room)
+    for bullet in bullets:
+        lines += _fold(f"– {bullet}", text, room, indent="   ")
+    figure.suptitle("\n".join(_fold(title, heading, room)), x=0.01, ha="left", fontproperties=heading)
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=_CAPTION_SIZE, color="0.25")
     return Picture(figure, title, "\n".join([caption, *(f"– {bullet}" for bullet in bullets)]))
+
+
+def _fold(text: str, font: FontProperties, room: float, *, indent: str = "") -> list[str]:
+    """Break ``text`` between words into lines at most ``room`` points wide; later ones begin with ``indent``."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if line and _points(longer, font) > room:
+            lines.append(line)
+            line = indent + word
+        else:
+            line = longer
+    return [*lines, line]
+
+
+def _points(text: str, font: FontProperties) -> float:
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(width)

@@ -6,6 +6,8 @@ results are printed whichever way they fall.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +49,11 @@ class Demo(Story):
         self.steps = steps
 
     def tell(self) -> None:
-        """Pictures, capture, metrics, attribution, faithfulness, comparison, figures."""
+        """Pictures, capture, metrics, attribution, faithfulness, comparison, figures, on one thread."""
+        with one_thread():
+            self._tell()
+
+    def _tell(self) -> None:
         from foveate.plugins.opening import open_source
 
         model = open_source(MODEL)
@@ -130,6 +136,19 @@ class Demo(Story):
         if photos is not None:
             self.draw(photos, "grid", "photos-grid.png", count=8)
             self.draw(photos, "triptych", "photo-triptych.png")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A model of 0.3 M parameters gains nothing from a second thread and loses much on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_demo(folder: Path | str = "demo", *, images: int = 100, steps: int = 8, say: Say = print) -> StoryReport:
