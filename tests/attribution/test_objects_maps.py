@@ -8,7 +8,8 @@ import torch
 
 from detector_fakes import WINDOWS, WindowDetector, bound_spots, padded, spots
 from foveate.attribution.drise import DRise, random_mask, similarities
-from foveate.attribution.objects import OwnBox, OwnMask, box_share, visible_share
+from foveate.attribution.objects import OwnBox, OwnMask, box_share
+from foveate.attribution.padding import visible_share
 from foveate.attribution.seeding import sample_seed
 from foveate.errors import UsageError
 from foveate.geometry import CellGrid, Geometry

@@ -46,12 +46,13 @@ def seen_rgb(source: AttentionSource, batch: Batch) -> NDArray[np.float64]:
     return np.asarray((inputs - black) / (white - black))
 
 
-def _level(source: AttentionSource, batch: Batch, value: int) -> NDArray[np.float64]:
+def _level(source: AttentionSource, like: Batch, value: int) -> NDArray[np.float64]:
     """Input value of a flat grey image at its centre, (channel,)."""
-    frames = batch.inputs.shape[1:-3]
+    frames = like.inputs.shape[1:-3]
     pixels = np.full((*frames, SIDE, SIDE, 3), value, np.uint8)
     times = np.arange(frames[0], dtype=np.float64) if frames else None
-    inputs = source.encode([Sample(id="flat", pixels=pixels, times=times)]).inputs
-    centre = inputs[0, ..., inputs.shape[-2] // 2, inputs.shape[-1] // 2]
+    batch = source.encode([Sample(id="flat", pixels=pixels, times=times)])
+    y, x = batch.geometry[0].to_input(SIDE / 2, SIDE / 2)  # not the input's centre: that may be padding
+    centre = batch.inputs[0, ..., int(y), int(x)]
     level = centre.double().cpu().numpy()
     return np.asarray(level[0] if frames else level)

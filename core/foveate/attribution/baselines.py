@@ -13,6 +13,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from foveate.attribution.appearance import channel_levels
+from foveate.attribution.padding import visible_pixels
 from foveate.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,14 +26,20 @@ Baseline = Literal["zero", "black", "mean", "blur"]
 
 
 def make_baseline(kind: Baseline, objective: Objective) -> torch.Tensor:
-    """The baseline of each target row, shaped as ``objective.inputs``."""
+    """The baseline of each target row, shaped as ``objective.inputs``; padding around the image stays as it is."""
+    seen = visible_pixels(objective.inputs, objective.batch.geometry)
+    plain = _plain(kind, objective, seen)
+    return plain if seen is None else torch.where(seen, plain, objective.inputs)
+
+
+def _plain(kind: Baseline, objective: Objective, seen: torch.Tensor | None) -> torch.Tensor:
     inputs = objective.inputs
     if kind == "zero":
         return torch.zeros_like(inputs)
     if kind == "mean":
-        return inputs.mean((-2, -1), keepdim=True).expand_as(inputs).contiguous()
+        return _mean(inputs, seen).expand_as(inputs).contiguous()
     if kind == "blur":
-        return _blur(objective)
+        return _blur(objective, seen)
     if kind == "black":
         black, _ = channel_levels(objective.source, objective.batch)
         return torch.as_tensor(black).to(inputs)[:, None, None].expand_as(inputs).contiguous()
@@ -45,7 +52,21 @@ def blur_sigma(objective: Objective) -> tuple[float, float]:
     return float(np.diff(grid.y).mean()), float(np.diff(grid.x).mean())
 
 
-def _blur(objective: Objective) -> torch.Tensor:
-    pixels = objective.inputs.double().cpu().numpy()
-    sigma = (0.0,) * (pixels.ndim - 2) + blur_sigma(objective)
-    return torch.as_tensor(gaussian_filter(pixels, sigma, mode="reflect")).to(objective.inputs)
+def _mean(inputs: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    if seen is None:
+        return inputs.mean((-2, -1), keepdim=True)
+    return (inputs * seen).sum((-2, -1), keepdim=True) / seen.sum((-2, -1), keepdim=True).clamp_min(1)
+
+
+def _blur(objective: Objective, seen: torch.Tensor | None) -> torch.Tensor:
+    """Gaussian blur; where there is padding, of what can be seen alone (normalised convolution)."""
+    inputs, sigma = objective.inputs, blur_sigma(objective)
+    if seen is None:
+        return _smooth(inputs, sigma).to(inputs)
+    weight = _smooth(seen.expand_as(inputs), sigma)
+    return (_smooth(inputs * seen, sigma) / weight.clamp_min(1e-12)).to(inputs)
+
+
+def _smooth(values: torch.Tensor, sigma: tuple[float, float]) -> torch.Tensor:
+    pixels = values.double().cpu().numpy()
+    return torch.as_tensor(gaussian_filter(pixels, (0.0,) * (pixels.ndim - 2) + sigma, mode="reflect"))

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from foveate.attribution.objective import Objective
+from foveate.attribution.padding import covered
 from foveate.attribution.pixels import Cost
 from foveate.attribution.reference import mask_share
 from foveate.errors import UsageError
-from foveate.geometry import CellGrid, regrid
+from foveate.geometry import CellGrid
 from foveate.interfaces import Attribution, AttributionMap
 
 if TYPE_CHECKING:
@@ -105,29 +106,13 @@ def box_share(box: Box, geometry: Geometry, grid: CellGrid) -> NDArray[np.float6
     """
     cells = geometry.grid_to_original(grid)
     height, width = float(geometry.original_height), float(geometry.original_width)
-    image = _covered((0.0, 0.0, height, width), cells)
+    image = covered((0.0, 0.0, height, width), cells)
     if not np.isfinite(box).all():
         return np.full(cells.shape, np.nan)
     top, bottom = np.clip((box[0], box[2]), 0.0, height)
     left, right = np.clip((box[1], box[3]), 0.0, width)
-    inside = _covered((float(top), float(left), float(bottom), float(right)), cells)
+    inside = covered((float(top), float(left), float(bottom), float(right)), cells)
     return np.asarray(np.divide(inside, image, out=np.full(cells.shape, np.nan), where=image > 0))
-
-
-def visible_share(geometry: Geometry, grid: CellGrid) -> NDArray[np.float64]:
-    """Share of each input cell that shows the image and not padding, ``(y, x)``."""
-    cells = geometry.grid_to_original(grid)
-    whole = (0.0, 0.0, float(geometry.original_height), float(geometry.original_width))
-    return np.asarray(_covered(whole, cells) / cells.areas)
-
-
-def _covered(box: Box, cells: CellGrid) -> NDArray[np.float64]:
-    """Area of each cell under a box, in square pixels."""
-    top, left, bottom, right = box
-    if not (bottom > top and right > left):
-        return np.zeros(cells.shape)
-    whole = CellGrid(np.array([top, bottom]), np.array([left, right]))
-    return np.nan_to_num(regrid([[(bottom - top) * (right - left)]], whole, cells, reduce="sum"))
 
 
 def _box_filler(box: Box | None) -> Filler | None:
