@@ -1,0 +1,1 @@
+"""Objects: overlap of boxes and matching of predicted to true objects."""
