@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -47,33 +48,46 @@ class Fusion:
         """Whether rows of the joined matrix sum to one as attention does."""
         return self.how == "mean" and self.discard == 0.0
 
-    def left(self, record: Record, r: Tensor) -> Tensor:
-        """``r @ M`` for r ``(batch, vector, query)``: ``(batch, vector, key)``."""
-        if self.stochastic:
-            return record.left(r)
-        return left_product(self.blocks(record, support(r)), r, record.shape.keys)
 
-    def row_sums(self, record: Record, index: Tensor | None) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """One call's heads joined by a :class:`Fusion`: a lazy matrix ``(batch, query, key)``."""
+
+    record: Record
+    fusion: Fusion
+
+    def left(self, r: Tensor) -> Tensor:
+        """``r @ M`` for r ``(batch, vector, query)``: ``(batch, vector, key)``."""
+        if self.fusion.stochastic:
+            return self.record.left(r)
+        return left_product(self.blocks(support(r)), r, self.record.shape.keys)
+
+    def row_sums(self, index: Tensor | None) -> Tensor:
         """Sums of the rows in ``index`` (default all), ``(batch, query)``; zero elsewhere."""
-        batch, _, queries, _ = record.shape
-        sums = torch.zeros(batch, queries, device=record.device)
-        for positions, block in self.blocks(record, index):
+        batch, _, queries, _ = self.record.shape
+        sums = torch.zeros(batch, queries, device=self.record.device)
+        for positions, block in self.blocks(index):
             sums[:, positions] = block.sum(-1).to(sums)
         return sums
 
-    def blocks(self, record: Record, index: Tensor | None = None) -> Iterator[Block]:
-        """Rows of the joined matrix, ``(batch, row, key)``.
+    def blocks(self, index: Tensor | None = None) -> Iterator[Block]:
+        """Rows of the joined matrix, ``(batch, row, key)``."""
+        if self.fusion.discard == 0.0:
+            return self._fused(index)
+        if self.fusion.over == "row":
+            return mapped(self._fused(index), lambda block: _without_lowest(block, self.fusion.discard))
+        return mapped(self._fused(index), lambda block: block * (block > self._limit))
 
-        Discarding over the layer costs two more passes over it, to find the exact threshold.
-        """
-        fused = _fused(record, self.how, index)
-        if self.discard == 0.0:
-            return fused
-        if self.over == "row":
-            return mapped(fused, lambda block: _without_lowest(block, self.discard))
-        count = int(self.discard * record.shape.queries * record.shape.keys)
-        limit = exact_threshold(lambda: _fused(record, self.how, None), record.shape.batch, count)
-        return mapped(fused, lambda block: block * (block > limit[:, None, None].to(block.device)))
+    @cached_property
+    def _limit(self) -> Tensor:
+        """What the whole matrix discards up to, ``(batch, 1, 1)``: two passes, once."""
+        batch, _, queries, keys = self.record.shape
+        count = int(self.fusion.discard * queries * keys)
+        limit = exact_threshold(lambda: self._fused(None), batch, count)
+        return limit[:, None, None].to(self.record.device)
+
+    def _fused(self, index: Tensor | None) -> Iterator[Block]:
+        return mapped(self.record.blocks(index), lambda block: fuse_heads(block, self.fusion.how).float())
 
 
 def exact_threshold(passes: Passes, batch: int, count: int) -> Tensor:
@@ -92,10 +106,6 @@ def exact_threshold(passes: Passes, batch: int, count: int) -> Tensor:
     lower = _histogram(inside, batch).cumsum(1)
     low = (lower < count - before).sum(1)
     return ((bins << 16) | low).to(torch.int32).view(torch.float32)
-
-
-def _fused(record: Record, how: str, index: Tensor | None) -> Iterator[Block]:
-    return mapped(record.blocks(index), lambda block: fuse_heads(block, how).float())
 
 
 def _bits(blocks: Iterable[Block]) -> Iterator[Tensor]:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from foveate.capture.blocks import support
 from foveate.capture.certificate import spread
-from foveate.capture.fusion import Fusion
-from foveate.capture.records import Record
+from foveate.capture.fusion import Fusion, Joined
 from foveate.capture.streams import bottom_rows, packing_of, start_of_reading, through_calls
 from foveate.capture.tap import quiet
 from foveate.capture.trace import Trace
@@ -46,7 +45,7 @@ def rollout(
 
     With the mean, rows sum to 1 except for what was lost: weights outside the image (deformable), rows
     without keys, and, in models with learned queries, what stays with the queries. Every other variant
-    normalises the rows of Â, which takes one more pass over each layer (``discard_over="layer"``: five).
+    normalises the rows of Â, which takes one more pass over each layer (``discard_over="layer"``: three).
     Raises UsageError for bad options, CaptureError where the flow does not reach the stream.
     """
     site, weights = start_of_reading(trace, bound)
@@ -114,19 +113,20 @@ class Sweep:
         """Move each vector from a step's queries to its keys; ``residual`` of it stays with the queries."""
         record, labels = self.trace.record(step.call), self.trace.labels(step.call)
         keep = self.residual if step.residual else 0.0
-        share = vectors.pop(step.query)
+        share, joined = vectors.pop(step.query), Joined(record, self.fusion)
         if not self.fusion.stochastic:
             shape = (record.shape.queries, record.shape.queries)
-            share = through_calls(share, labels, shape, lambda r: self._normalised(record, r, keep))
-        moved = through_calls(share, labels, record.shape[2:], lambda r: self.fusion.left(record, r))
+            share = through_calls(share, labels, shape, lambda r: _normalised(joined, r, keep))
+        moved = through_calls(share, labels, record.shape[2:], joined.left)
         if step.residual:
             vectors[step.query] = keep * share
         _add(vectors, step.key, (1 - keep) * moved)
 
-    def _normalised(self, record: Record, r: Tensor, keep: float) -> Tensor:
-        """r divided by the row sums of ``keep I + (1 - keep) M``; 0/0 = 0."""
-        sums = (keep + (1 - keep) * self.fusion.row_sums(record, support(r)))[:, None]
-        return torch.where(sums > 0, r / sums, torch.zeros_like(r))
+
+def _normalised(joined: Joined, r: Tensor, keep: float) -> Tensor:
+    """r divided by the row sums of ``keep I + (1 - keep) M``; 0/0 = 0."""
+    sums = (keep + (1 - keep) * joined.row_sums(support(r)))[:, None]
+    return torch.where(sums > 0, r / sums, torch.zeros_like(r))
 
 
 def _unmerge(step: MergeStep, vectors: Vectors) -> None:
