@@ -220,3 +220,10 @@ def test_rows_are_what_the_contract_says() -> None:
     row = find_row("tests/tiny")
     assert isinstance(row, ModelRow)
     assert row.owner == "tiny"
+
+
+def test_a_misspelt_shipped_model_is_refused_without_asking_the_hub(monkeypatch):
+    monkeypatch.setattr("foveate.plugins.opening._hub_config", lambda reference: pytest.fail("the hub was asked"))
+    with pytest.raises(UsageError, match="rim-vitt") as caught:
+        open_source("foveate/rim-vitt")
+    assert "foveate/rim-vit" in caught.value.remedy

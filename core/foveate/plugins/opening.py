@@ -77,7 +77,7 @@ def find_row(reference: str, source: str | None = None) -> ModelRow:
         return ModelRow(reference, families()[reference], owner="family")
     if folder.exists():
         raise UsageError(f"{reference} holds no {CONFIG}", remedy="give the folder that does, or source=")
-    if _looks_like_hub_id(reference):
+    if _looks_like_hub_id(reference) and not _ships_here(reference):
         return ModelRow(reference, _claiming(_hub_config(reference), None, reference), owner="hub")
     raise UsageError(
         f"no model {reference!r}: not in the registry, not a folder with a {CONFIG}, not a hub id (owner/name)",
@@ -186,6 +186,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
     return config
+
+
+def _ships_here(reference: str) -> bool:
+    """Whether every known model of this owner comes with a package, so that a hub has nothing to add."""
+    owner = reference.partition("/")[0]
+    theirs = [row for name, row in models().items() if name.startswith(f"{owner}/")]
+    return bool(theirs) and all(row.weights is not None for row in theirs)
 
 
 def _looks_like_hub_id(reference: str) -> bool:
