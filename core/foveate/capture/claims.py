@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from foveate.capture.owners import Owners, nearest
 from foveate.capture.records import Shape
@@ -23,6 +23,11 @@ class Claims:
         for site in source.sites:
             for path, layer in site.modules.items():
                 self._layers[owners.path_of(path)] = (site, layer)
+
+    @property
+    def declared(self) -> Mapping[str, tuple[Site, int]]:
+        """Site and layer of every declared module, by its path."""
+        return self._layers
 
     def find(self, name: str) -> tuple[Site, int] | None:
         """Site and layer that declare a module, or None."""

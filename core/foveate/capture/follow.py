@@ -91,18 +91,18 @@ class Follower:
 
     def carry(self, args: tuple[Any, ...], out: Any) -> None:
         """The weights changed their clothes."""
-        pending = self._find(args[:1])
+        pending = self.find(args[:1])
         if pending is not None:
             for tensor in (out,) if isinstance(out, Tensor) else out:
                 self._remember(tensor, pending)
 
     def multiply(self, func: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
         """A matrix product or einsum: if its operand is weights, they are attention."""
-        operands = _operands(args)
-        pending = self._find(operands)
+        operands = operands_of(args)
+        pending = self.find(operands)
         if pending is None or not isinstance(out, Tensor):
             return
-        plain = func in MATRIX_PRODUCTS and self._find(operands[:1]) is pending
+        plain = func in MATRIX_PRODUCTS and self.find(operands[:1]) is pending
         weights = pending.weights
         plain = plain and operands[0].shape[-2:] == weights.shape[-2:]
         product = (operands[0], operands[1], out) if plain else None
@@ -128,19 +128,19 @@ class Follower:
 
     def weigh(self, args: tuple[Any, ...], out: Any) -> None:
         """A product by element: sampled values times weights."""
-        pending = self._find(args)
+        pending = self.find(args)
         if pending is not None and pending.levels and isinstance(out, Tensor):
             pending.weighed = True
             self._remember(out, pending)
 
     def weighed(self, args: tuple[Any, ...]) -> bool:
         """Whether a sum over ``args`` may end a deformable call."""
-        pending = self._find(args[:1])
+        pending = self.find(args[:1])
         return pending is not None and pending.weighed
 
     def add_up(self, args: tuple[Any, ...], out: Tensor) -> None:
         """The weighted samples were summed: a deformable call is complete."""
-        pending = self._find(args[:1])
+        pending = self.find(args[:1])
         if pending is not None:
             self._forget(pending)
             self._found(DeformableRecord(pending.name, pending.weights, pending.levels, out))
@@ -162,7 +162,8 @@ class Follower:
             if alias in self._aliases and self._aliases[alias][1] is pending:
                 del self._aliases[alias]
 
-    def _find(self, candidates: Iterable[Any]) -> Pending | None:
+    def find(self, candidates: Iterable[Any]) -> Pending | None:
+        """The softmax that one of some tensors is, or None."""
         if not self._aliases:
             return None
         for tensor in candidates:
@@ -179,7 +180,7 @@ def _unfinished(pending: Pending) -> Record:
     return MaterialisedRecord(pending.name, pending.weights, heads=pending.heads, over_keys=over_keys)
 
 
-def _operands(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def operands_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Tensor operands of a matrix product or of ``einsum(equation, *operands)``."""
     if args and isinstance(args[0], str):
         rest = args[1:]

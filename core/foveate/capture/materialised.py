@@ -55,6 +55,11 @@ class MaterialisedRecord(Record):
         """Where the weights live."""
         return self.weights.device
 
+    @property
+    def out(self) -> Tensor | None:
+        """A V as the model computed it, ``(batch, head, query, channel)``, where a plain product was seen."""
+        return None if self._product is None else self._product[2].reshape(*self.shape[:3], -1)
+
     def light(self) -> MaterialisedRecord:
         """Without values and output."""
         return MaterialisedRecord(self.name, self.weights, linked=self.linked, over_keys=self.sums_to_one)
