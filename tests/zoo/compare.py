@@ -104,7 +104,9 @@ def assign_eager(references: References, records: list[Record], maps: list[Tenso
         if math.isinf(error):
             references.unmatched.append(f"eager matrix {number} {tuple(matrix.shape)}: no record of this size")
         elif error > EAGER_TOLERANCE + 10 * references.slack.get(position, 0.0):
-            references.unmatched.append(f"eager matrix {number} {tuple(matrix.shape)}: closest record off by {error:.1e}")
+            references.unmatched.append(
+                f"eager matrix {number} {tuple(matrix.shape)}: closest record off by {error:.1e}"
+            )
         else:
             references.eager[position] = matrix
             del free[position]

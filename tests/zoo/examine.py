@@ -58,7 +58,12 @@ class Interrupted(Exception):
 
 def examine(species: Species) -> Report:
     """Build one architecture, peak its attention and check all that the zoo promises."""
-    remarks = [species.note, species.matrixless, species.not_eager, *(f"{p}: {why}" for p, why in species.uniform.items())]
+    remarks = [
+        species.note,
+        species.matrixless,
+        species.not_eager,
+        *(f"{p}: {why}" for p, why in species.uniform.items()),
+    ]
     report, start = Report(species.name, note="; ".join(filter(None, remarks))), time.perf_counter()
     try:
         with torch.no_grad(), python_paths():
@@ -156,7 +161,9 @@ def _compare(report: Report, records: list[Record], references: References) -> N
         if kernel is not None and not (off := distance(record, kernel)) < TOLERANCE + references.slack[position]:
             report.failures.append(f"{record.name}: weights off by {off:.1e}")
         if check.value_error > 1e-4 or math.isinf(check.value_error) or not check.row_error < 1e-5:
-            report.failures.append(f"{record.name}: certificate {check.value_error:.1e}, rows {check.row_error:.1e}")
+            report.failures.append(
+                f"{record.name}: certificate {check.value_error:.1e}, rows {check.row_error:.1e}"
+            )
     report.error = max((e for e in errors if not math.isnan(e)), default=math.nan)
     report.value_error = max((c for c in checks if not math.isnan(c)), default=math.nan)
     blind = sum(map(math.isnan, checks))

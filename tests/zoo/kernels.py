@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from foveate.capture.census import ATTENTION_KERNELS, SAMPLING_KERNELS, SOFTMAX_KERNELS
 from foveate.capture.owners import Owners
 
-
 HUGE = 1e4  # what stands for -inf in masks is no score
 
 

@@ -9,10 +9,8 @@ then the q and k projections of each call grow until the median entropy of its r
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +20,9 @@ from foveate.capture.records import Record
 
 PEAKED = 0.6
 ROUNDS = 24
-QK = re.compile(
-    r"(^|[._])(q|k|qk|kv|qkv|q_a|q_b|kv_a|kv_b|query|key|query_key_value|in_proj|in_proj_weight|q_lin|k_lin|wq|wk|c_attn|"
-    r"queries_keys_values|query_projection|key_projection|attention_weights|logit_scale|qkv_proj|q_norm|k_norm|"
-    r"q_proj|k_proj|kv_proj|queries|keys|q_up|k_up|query_proj|key_proj|q_layernorm|k_layernorm|to_q|to_k|"
-    r"[a-z]+_query|[a-z]+_key|[a-z]*_?q_proj|[a-z]*_?k_proj|[a-z]*_?kv_proj|sa_[qk]\w*|ca_[qk]\w*|[a-z]+_[qk]_(content|pos)_proj|"
-    r"linear_q|linear_k|q_linear|k_linear|fc_q|fc_k|to_qkv|to_kv|q_pos_proj|k_pos_proj|query_layer|key_layer|proj_q|proj_k)"
-    r"([._](weight|conv|linear|projection|weight_?\w*|\d+)*)*$"
-)
+QK_WORDS = frozenset(("q", "k", "kv", "qk", "qkv", "wq", "wk", "query", "key", "queries", "keys"))
+QK_NAMES = ("in_proj_weight", "c_attn", "attention_weights", "logit_scale")
+"""How parameters of q and k are called: one of these words, or a name that contains one of these."""
 
 
 @torch.no_grad()
@@ -37,7 +30,7 @@ def revive(module: nn.Module, seed: int = 0) -> None:
     """Draw all parameters again: matrices with gain 1, biases, tables and scales plainly non-zero."""
     draw = torch.Generator().manual_seed(seed)
     embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    norms = {id(value) for part in module.modules() for value in _own(part) if _is_norm(part)}
+    norms = {id(v) for part in module.modules() if _is_norm(part) for v in part.parameters(recurse=False)}
     for name, value in module.named_parameters():
         if not value.is_floating_point() or value.is_meta or name.endswith("logit_scale"):
             continue
@@ -48,10 +41,6 @@ def revive(module: nn.Module, seed: int = 0) -> None:
             value.copy_(0.5 * fresh)
         else:
             value.copy_(fresh / math.sqrt(value[0].numel()))
-
-
-def _own(module: nn.Module) -> Iterable[Tensor]:
-    return module.parameters(recurse=False)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -80,7 +69,8 @@ def sharpen(
 ) -> float:
     """Scale q and k of every call until it is peaked; the worst :func:`peakedness` left.
 
-    ``run`` gives the records of a forward; ``uniform`` are patterns of modules to leave out. Later calls depend on earlier ones, so all are measured again each time.
+    ``run`` gives the records of a forward; ``uniform`` are patterns of modules to leave out. Later calls depend
+    on earlier ones, so all are measured again each time.
     """
     worst = 1.0
     for _ in range(ROUNDS):
@@ -97,28 +87,34 @@ def sharpen(
             return worst
         grown: set[int] = set()
         for name in flat:
-            for value in projections(module, name, extra):
+            for part, value in projections(module, name, extra):
                 if id(value) not in grown:
                     grown.add(id(value))
-                    _grow(value)
+                    _grow(part, value)
     return worst
 
 
-def _grow(value: Tensor) -> None:
-    if value.dim() <= 3 and value.numel() <= 64 and value.squeeze().dim() <= 1 and float(value.abs().max()) < 20:
-        value += 0.3 if value.dim() >= 2 or value.numel() == 1 else 0.3 * value.sign()
+def _grow(name: str, value: Tensor) -> None:
+    """Scores grow with the product of the factors of q and k; a logarithm of a scale grows by addition."""
+    if name.endswith("logit_scale"):
+        value += 0.3
     else:
         value *= 1.3
 
 
-def projections(module: nn.Module, owner: str, extra: tuple[str, ...]) -> list[Any]:
+def projections(module: nn.Module, owner: str, extra: tuple[str, ...]) -> list[tuple[str, Tensor]]:
     """Parameters of q and k next to a call: in its module, or else in the module around it; none further away."""
     for path in (owner, owner.rpartition(".")[0]):
         found = [
-            value
+            (name, value)
             for name, value in module.get_submodule(path).named_parameters()
-            if not name.endswith("bias") and (QK.search(name) or any(part in name for part in extra))
+            if not name.endswith("bias") and _makes_scores(name, extra)
         ]
         if found:
             return found
     return []
+
+
+def _makes_scores(name: str, extra: tuple[str, ...]) -> bool:
+    words = name.replace(".", "_").split("_")
+    return not QK_WORDS.isdisjoint(words) or any(part in name for part in (*QK_NAMES, *extra))

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from zoo.catalogue import detection, hierarchical, plain, video
+from zoo.catalogue import dense, detection, fusion, hierarchical, packed, plain, video
 from zoo.species import Species
 
-ZOO: tuple[Species, ...] = (*plain.SPECIES, *hierarchical.SPECIES, *video.SPECIES, *detection.SPECIES)
+ZOO: tuple[Species, ...] = (
+    *plain.SPECIES,
+    *hierarchical.SPECIES,
+    *video.SPECIES,
+    *detection.SPECIES,
+    *dense.SPECIES,
+    *fusion.SPECIES,
+    *packed.SPECIES,
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zoo.species import Build, Species, model, noise, padded, pixels, small, words
+from zoo.species import Build, Species, model, padded, pixels, small, words
 
 DEFORMABLE = ("sampling_offsets",)
 
@@ -42,7 +42,9 @@ def picture(size: int = 64, *, mask: bool = True) -> dict[str, Any]:
     return {"pixel_values": pixels(size), **({"pixel_mask": seen} if mask else {})}
 
 
-def detector(kind: str, backbone: Callable[[], Any], *, cls: str = "", mask: bool = True, size: int = 64, **given: Any) -> Build:
+def detector(
+    kind: str, backbone: Callable[[], Any], *, cls: str = "", mask: bool = True, size: int = 64, **given: Any
+) -> Build:
     def build() -> tuple[torch.nn.Module, dict[str, Any]]:
         config = small(f"{kind}Config", backbone_config=backbone(), **given)
         return model(cls or f"{kind}Model", config), picture(size, mask=mask)
@@ -109,7 +111,11 @@ def grounding(kind: str, backbone: str = "SwinConfig", **given: Any) -> Build:
         )
         ids = words(9)
         ids[:, 0], ids[:, 4], ids[:, 8] = 101, 1012, 102  # [CLS] three words . three words [SEP]
-        return model(f"{kind}Model", config), {**picture(), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return model(f"{kind}Model", config), {
+            **picture(),
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+        }
 
     return build
 
@@ -125,11 +131,11 @@ def omdet() -> tuple[torch.nn.Module, dict[str, Any]]:
         text_projection_out_dim=32,
         task_encoder_hidden_dim=32,
         class_embed_dim=32,
-        encoder_hidden_dim=32,
-        vision_features_channels=[32, 32, 32],
+        encoder_hidden_dim=48,
+        vision_features_channels=[48, 48, 48],
         encoder_in_channels=[32, 64, 128],
         encoder_dim_feedforward=48,
-        decoder_hidden_dim=32,
+        decoder_hidden_dim=48,
         decoder_num_heads=4,
         decoder_num_layers=2,
         decoder_dim_feedforward=48,
@@ -156,16 +162,35 @@ def owl(kind: str) -> Build:
 
 
 def lw_detr() -> tuple[torch.nn.Module, dict[str, Any]]:
-    backbone = small("LwDetrViTConfig", image_size=64, pretrain_image_size=64, window_block_indices=[0], num_windows=4,
-                     out_features=["stage2"])
-    config = small("LwDetrConfig", backbone_config=backbone, projector_scale_factors=[1.0], decoder_self_attention_heads=4,
-                   decoder_cross_attention_heads=4, group_detr=2, c2f_num_blocks=1)
+    backbone = small(
+        "LwDetrViTConfig",
+        image_size=64,
+        pretrain_image_size=64,
+        window_block_indices=[0],
+        num_windows=4,
+        out_features=["stage2"],
+    )
+    config = small(
+        "LwDetrConfig",
+        backbone_config=backbone,
+        projector_scale_factors=[1.0],
+        decoder_self_attention_heads=4,
+        decoder_cross_attention_heads=4,
+        group_detr=2,
+        c2f_num_blocks=1,
+    )
     return model("LwDetrModel", config), picture()
 
 
 def rf_detr() -> tuple[torch.nn.Module, dict[str, Any]]:
-    config = small("RfDetrConfig", backbone_config=small("rf_detr.RfDetrDinov2Config", image_size=64, num_windows=2, out_features=["stage2"]), decoder_self_attention_heads=4,
-                   decoder_cross_attention_heads=4, group_detr=2, c2f_num_blocks=1)
+    config = small(
+        "RfDetrConfig",
+        backbone_config=small("rf_detr.RfDetrDinov2Config", image_size=64, num_windows=2, out_features=["stage2"]),
+        decoder_self_attention_heads=4,
+        decoder_cross_attention_heads=4,
+        group_detr=2,
+        c2f_num_blocks=1,
+    )
     return model("RfDetrModel", config), picture()
 
 
@@ -177,8 +202,18 @@ SPECIES = (
     Species("DAB-DETR", detector("DabDetr", one), sharpen=("_content_proj", "_pos_proj", "_sine_proj")),
     Species("Table Transformer", detector("TableTransformer", one)),
     Species("Deformable DETR", detector("DeformableDetr", two, num_feature_levels=2)),
-    Species("Deformable DETR, two-stage", detector("DeformableDetr", two, num_feature_levels=2, two_stage=True,
-            two_stage_num_proposals=7, with_box_refine=True, cls="DeformableDetrForObjectDetection")),
+    Species(
+        "Deformable DETR, two-stage",
+        detector(
+            "DeformableDetr",
+            two,
+            num_feature_levels=2,
+            two_stage=True,
+            two_stage_num_proposals=7,
+            with_box_refine=True,
+            cls="DeformableDetrForObjectDetection",
+        ),
+    ),
     Species("RT-DETR", detector("RTDetr", rt_resnet, **RT)),
     Species("RT-DETR v2", detector("RTDetrV2", rt_resnet, **RT)),
     Species("RT-DETR v2, discrete", detector("RTDetrV2", rt_resnet, decoder_method="discrete", **RT)),
@@ -187,12 +222,22 @@ SPECIES = (
     Species("LW-DETR", lw_detr),
     Species("RF-DETR", rf_detr),
     Species("Grounding DINO", grounding("GroundingDino"), sharpen=("vision_proj", "text_proj"), not_eager=BOOLEAN),
-    Species("MM Grounding DINO", grounding("MMGroundingDino"), sharpen=("vision_proj", "text_proj"), not_eager=BOOLEAN),
+    Species(
+        "MM Grounding DINO", grounding("MMGroundingDino"), sharpen=("vision_proj", "text_proj"), not_eager=BOOLEAN
+    ),
     Species("OmDet-Turbo", omdet),
     Species("OWL-ViT", owl("OwlViT")),
     Species("OWLv2", owl("Owlv2")),
     Species("PP-DocLayout v2", detector("PPDocLayoutV2", hgnet, cls="pp_doclayout_v2.PPDocLayoutV2Model", **RT)),
-    Species("PP-DocLayout v3", detector(
-        "PPDocLayoutV3", lambda: hgnet("stage1", "stage2", "stage3", "stage4"), cls="pp_doclayout_v3.PPDocLayoutV3Model",
-        x4_feat_dim=8, mask_feature_channels=[8, 8], **RT)),
+    Species(
+        "PP-DocLayout v3",
+        detector(
+            "PPDocLayoutV3",
+            lambda: hgnet("stage1", "stage2", "stage3", "stage4"),
+            cls="pp_doclayout_v3.PPDocLayoutV3Model",
+            x4_feat_dim=8,
+            mask_feature_channels=[8, 8],
+            **RT,
+        ),
+    ),
 )

@@ -73,12 +73,15 @@ SPECIES = (
     Species("Swin v2", tower("Swinv2", **SWIN)),
     Species("Swin2SR", tower("Swin2SR", **only(SWIN, patch_size=1, image_size=8))),
     Species("Donut-Swin", tower("DonutSwin", **SWIN)),
-    Species("MaskFormer-Swin", tower(
+    Species(
+        "MaskFormer-Swin",
+        tower(
             "MaskFormerSwin",
             config="maskformer.maskformer_swin.MaskFormerSwinConfig",
             cls="maskformer.maskformer_swin.MaskFormerSwinModel",
             **SWIN,
-        )),
+        ),
+    ),
     Species(
         "Hiera",
         tower(
@@ -116,19 +119,38 @@ SPECIES = (
     ),
     Species(
         "MobileViT",
-        tower("MobileViT", lambda: {"pixel_values": pixels(128)}, image_size=128, patch_size=2,
-              hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32]),
+        tower(
+            "MobileViT",
+            lambda: {"pixel_values": pixels(128)},
+            image_size=128,
+            patch_size=2,
+            hidden_sizes=[16, 24, 32],
+            neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32],
+        ),
     ),
     Species(
         "MobileViT v2",
-        tower("MobileViTV2", lambda: {"pixel_values": pixels(64)}, image_size=64, patch_size=2,
-              base_attn_unit_dims=[16, 24, 32], n_attn_blocks=[1, 1, 1], width_multiplier=0.25),
+        tower(
+            "MobileViTV2",
+            lambda: {"pixel_values": pixels(64)},
+            image_size=64,
+            patch_size=2,
+            base_attn_unit_dims=[16, 24, 32],
+            n_attn_blocks=[1, 1, 1],
+            width_multiplier=0.25,
+        ),
         matrixless="separable attention: one weight a patch scales its key, the keys are summed; no query-key matrix",
         ignored={"*.attention": "weights of a sum of keys, one a patch"},
     ),
     Species(
         "SwiftFormer",
-        tower("SwiftFormer", lambda: {"pixel_values": pixels(64)}, image_size=64, depths=[1, 1, 1, 1], embed_dims=[16, 16, 32, 32]),
+        tower(
+            "SwiftFormer",
+            lambda: {"pixel_values": pixels(64)},
+            image_size=64,
+            depths=[1, 1, 1, 1],
+            embed_dims=[16, 16, 32, 32],
+        ),
         matrixless="efficient additive attention: no query-key matrix, and its softmax runs over an axis of size one",
         ignored={"*.attn": "softmax over an axis of size one"},
     ),
@@ -140,6 +162,16 @@ SPECIES = (
         ignored={"blocks.*.attn": "a softmax over heads, computed and thrown away beside the SDPA call"},
         not_eager="what it returns as attentions are the outputs of the attention modules",
     ),
-    Species("SegGPT", tower("SegGpt", lambda: {"pixel_values": pixels(32), "prompt_pixel_values": pixels(32), "prompt_masks": pixels(32)},
-            image_size=[64, 32], pretrain_image_size=32, intermediate_hidden_state_indices=[0, 1], merge_index=0, mlp_dim=48)),
+    Species(
+        "SegGPT",
+        tower(
+            "SegGpt",
+            lambda: {"pixel_values": pixels(32), "prompt_pixel_values": pixels(32), "prompt_masks": pixels(32)},
+            image_size=[64, 32],
+            pretrain_image_size=32,
+            intermediate_hidden_state_indices=[0, 1],
+            merge_index=0,
+            mlp_dim=48,
+        ),
+    ),
 )

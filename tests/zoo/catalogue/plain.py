@@ -65,7 +65,9 @@ def perceiver() -> tuple[torch.nn.Module, dict[str, Any]]:
         num_self_attention_heads=4,
         num_cross_attention_heads=2,
     )
-    return model("PerceiverModel", config), {"inputs": torch.randn(2, 20, 24, generator=torch.Generator().manual_seed(0))}
+    return model("PerceiverModel", config), {
+        "inputs": torch.randn(2, 20, 24, generator=torch.Generator().manual_seed(0))
+    }
 
 
 def mllama() -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -150,11 +152,19 @@ SPECIES = (
     Species("Idefics3 vision", tower("idefics3.Idefics3Vision", cls="idefics3.Idefics3VisionTransformer")),
     Species("SmolVLM vision", tower("smolvlm.SmolVLMVision", cls="smolvlm.SmolVLMVisionTransformer")),
     Species("InternVL vision", tower("InternVLVision")),
-    Species("Ovis2 vision", tower("ovis2.Ovis2Vision"),
-            ignored={"": "softmax over the visual vocabulary, no attention"}),
-    Species("Phi-4 multimodal vision", tower("Phi4MultimodalVision"),
-            not_eager="eager is bidirectional but SDPA runs causal without a mask (is_causal is set): another function"),
-    Species("VitPose backbone", tower("VitPoseBackbone", cls="VitPoseBackbone", image_size=[32, 32], patch_size=[8, 8])),
+    Species(
+        "Ovis2 vision",
+        tower("ovis2.Ovis2Vision"),
+        ignored={"": "softmax over the visual vocabulary, no attention"},
+    ),
+    Species(
+        "Phi-4 multimodal vision",
+        tower("Phi4MultimodalVision"),
+        not_eager="eager is bidirectional but SDPA runs causal without a mask (is_causal is set): another function",
+    ),
+    Species(
+        "VitPose backbone", tower("VitPoseBackbone", cls="VitPoseBackbone", image_size=[32, 32], patch_size=[8, 8])
+    ),
     Species("Pixtral vision", tower("PixtralVision")),
     Species("Mllama vision", mllama),
     Species("Llama 4 vision", llama4),

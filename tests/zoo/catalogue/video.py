@@ -61,8 +61,18 @@ SPECIES = (
     Species("TimeSformer, joint", tower("Timesformer", clips, num_frames=4, attention_type="joint_space_time")),
     Species("ViViT", tower("Vivit", clips, num_frames=4, tubelet_size=[2, 8, 8])),
     Species("V-JEPA 2", vjepa2),
-    Species("VideoPrism", tower("VideoPrismVision", lambda: {"pixel_values_videos": pixels(32, frames=4)}, num_frames=4, tubelet_size=[1, 8, 8],
-                                num_spatial_layers=2, num_temporal_layers=1, num_auxiliary_layers=1)),
+    Species(
+        "VideoPrism",
+        tower(
+            "VideoPrismVision",
+            lambda: {"pixel_values_videos": pixels(32, frames=4)},
+            num_frames=4,
+            tubelet_size=[1, 8, 8],
+            num_spatial_layers=2,
+            num_temporal_layers=1,
+            num_auxiliary_layers=1,
+        ),
+    ),
     Species("X-CLIP vision", xclip, uniform={"*layers.0.message_attn": EQUAL}),
     Species("X-CLIP", xclip_both, uniform={"*layers.0.message_attn": EQUAL}),
 )
