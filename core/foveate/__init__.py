@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.capture.wrap import wrap
     from foveate.errors import FoveateError
     from foveate.geometry import CellGrid, Geometry
     from foveate.interfaces import (
@@ -58,6 +59,7 @@ _HOMES = {
     "hookimpl": "foveate.plugins.hooks:hookimpl",
     "look": "foveate.study.look:look",
     "open": "foveate.plugins.opening:open_source",
+    "wrap": "foveate.capture.wrap:wrap",
 }
 
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "hookimpl",
     "look",
     "open",
+    "wrap",
 ]
 
 

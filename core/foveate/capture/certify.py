@@ -86,7 +86,7 @@ def certify(source: AttentionSource, batch: Batch) -> Certification:
     """
     with torch.no_grad():
         fast = list(tensors(source.forward(batch)))
-        with _without_fast_path():
+        with without_fast_path():
             plain = list(tensors(source.forward(batch)))
             counted = census(source, batch)
         traced = trace(source, batch)
@@ -118,7 +118,7 @@ def tensors(outputs: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _without_fast_path() -> Iterator[None]:
+def without_fast_path() -> Iterator[None]:
     """``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` in Python, as they run under the tap."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
