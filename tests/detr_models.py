@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,23 +34,103 @@ DENSE = {
 }
 PYRAMID = RESNET | {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 HEADS8 = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+LEVELS3 = RESNET | {"out_features": ["stage2", "stage3", "stage4"]}
+DEFORMABLE = DENSE | {"backbone_config": LEVELS3, "num_feature_levels": 4}
+HYBRID = {
+    "backbone_config": LEVELS3 | {"model_type": "rt_detr_resnet"},
+    "encoder_hidden_dim": 32,
+    "encoder_in_channels": [12, 16, 24],
+    "encoder_ffn_dim": 32,
+    "encoder_attention_heads": 4,
+    "d_model": 32,
+    "num_queries": 7,
+    "decoder_in_channels": [32, 32, 32],
+    "decoder_ffn_dim": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "num_labels": 3,
+    "num_denoising": 0,
+}
+HGNET = {
+    "model_type": "hgnet_v2",
+    "stem_channels": [3, 8, 8],
+    "embedding_size": 8,
+    "hidden_sizes": [8, 12, 16, 24],
+    "depths": [1, 1, 1, 1],
+    "stage_in_channels": [8, 8, 12, 16],
+    "stage_mid_channels": [4, 4, 6, 8],
+    "stage_out_channels": [8, 12, 16, 24],
+    "stage_num_blocks": [1, 1, 1, 1],
+    "stage_downsample": [False, True, True, True],
+    "stage_light_block": [False, False, True, True],
+    "stage_kernel_size": [3, 3, 5, 5],
+    "stage_numb_of_layers": [1, 1, 1, 1],
+    "out_features": ["stage2", "stage3", "stage4"],
+}
+RF = {
+    "num_queries": 7,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_self_attention_heads": 4,
+    "decoder_cross_attention_heads": 4,
+    "decoder_ffn_dim": 32,
+    "num_labels": 3,
+    "group_detr": 1,
+    "backbone_config": {
+        "model_type": "rf_detr_dinov2",
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 96,
+        "patch_size": 16,
+        "num_windows": 2,
+        "out_features": ["stage2", "stage4"],
+        "window_block_indexes": [0, 1, 2],
+    },
+}
+DFINE = HYBRID | {"backbone_config": HGNET, "decoder_n_points": [3, 6, 3], "num_feature_levels": 3}
+TWO_STAGE = {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 7}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "DetrForObjectDetection": ("detr", DENSE),
-    "DetrForSegmentation": (
+    "DETR": ("detr", DENSE),
+    "DETR segmentation": (
         "detr",
         DENSE | HEADS8 | {"architectures": ["DetrForSegmentation"], "backbone_config": PYRAMID},
     ),
-    "ConditionalDetrForObjectDetection": ("conditional-detr", DENSE),
+    "Conditional DETR": ("conditional-detr", DENSE),
+    "DAB-DETR": ("dab-detr", DENSE | {"hidden_size": 32}),
+    "Table Transformer": ("table-transformer", DENSE),
+    "Deformable DETR": ("deformable-detr", DEFORMABLE),
+    "Deformable DETR, two stages": ("deformable-detr", DEFORMABLE | TWO_STAGE),
+    "Deformable DETR, one level": ("deformable-detr", DENSE | {"num_feature_levels": 1}),
+    "RT-DETR": ("rt-detr", HYBRID),
+    "RT-DETRv2": ("rt-detr-v2", HYBRID),
+    "D-FINE": ("d-fine", DFINE),
+    "RF-DETR": ("rf-detr", RF),
 }
-EDGES = (64, 128)  # shortest and longest edge of inputs
+"""Name -> (family, configuration)."""
+FIXED: dict[str, Any] = {
+    "RT-DETR": {"image_size": (96, 128)},
+    "RT-DETRv2": {"image_size": (96, 128)},
+    "D-FINE": {"image_size": (96, 128)},
+    "RF-DETR": {"image_size": (96, 96)},
+}
+"""Models that resize every image to one size."""
+EDGES = (64, 128)
+"""Shortest and longest edge of the other models' inputs."""
 
 
-def tiny(name: str, *, seed: int = 0, sharpness: float = 3.0, **options: Any) -> AttentionSource:
+def tiny(name: str, *, seed: int = 0, sharpness: float = 4.0, **options: Any) -> AttentionSource:
     """A tiny random detector whose attention is peaked; ``sharpness`` scales its q and k weights."""
     family, config = CASES[name]
-    source = open_source(family, weights="random", config=config, seed=seed, **options)
+    source = open_source(family, weights="random", config=config, seed=seed, **{**FIXED.get(name, {}), **options})
     sharpen(source.module, sharpness, seed)
+    if name not in FIXED:
+        one = replace(source.recipe.recipe, edge=EDGES[0], longest=EDGES[1])
+        source.recipe = replace(source.recipe, recipe=one)
     return source
+
+
+SHARPENED = ("q_proj", "k_proj", "q_content", "k_content", "q_pos", "k_pos", "in_proj", "attention_weights")
 
 
 @torch.no_grad()

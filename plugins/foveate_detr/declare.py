@@ -22,4 +22,12 @@ def foveate_sources() -> list[SourceSpec]:
             requires=_REQUIRES,
             remedy=_REMEDY,
         ),
+        SourceSpec(
+            name="deformable-detr",
+            target="foveate_detr.pyramid:PyramidSource",
+            summary="Deformable DETR, RT-DETR, RT-DETRv2, D-FINE, RF-DETR: deformable attention over a pyramid",
+            capabilities=_CAPABILITIES,
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
     ]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from foveate.errors import UsageError
-from foveate.geometry import CellGrid
+from foveate.geometry import CellGrid, Geometry
 from foveate.interfaces import (
     AttentionSource,
     AttentionStep,
@@ -76,6 +76,7 @@ class DetectorSource(AttentionSource):
         self._layout: Mapping[str, Any] = family.layout
         self._sites = find_sites(family.sites, loaded.model)
         self._by_id = {site.id: site for site in self._sites}
+        self.ignored: Mapping[str, str] = dict(self._layout.get("ignored", {}))
         self.recipe = self._recipe(loaded, image_size, canvas)
         self.threshold, self.max_objects = _fraction(threshold), int(max_objects)
         self.targets: tuple[str, ...] = targets.kinds_of(boxes=self._has_boxes(), masks=self._has_masks())
@@ -211,7 +212,7 @@ class DetectorSource(AttentionSource):
         )
 
     def predictions(self, outputs: Any, batch: Batch) -> list[list[Prediction]]:
-        """One prediction an object query with its best class, best first; masks for objects above the threshold."""
+        """One prediction an object query with its best class, best first; masks above the threshold only."""
         found = self.detections(outputs, batch)
         found.check(batch.ids)
         return [self._answers(found, batch, i) for i in range(len(batch))]
@@ -327,8 +328,9 @@ class DetectorSource(AttentionSource):
     def strides(self) -> tuple[float, ...]:
         """Input pixels a cell of each feature map that is attended to, measured once on a blank image."""
         if self._strides is None:
+            side = -(-_PROBE // self.divisor) * self.divisor
             with torch.no_grad():
-                self._strides = tuple(_PROBE / rows for rows, _ in self._measure_levels(_PROBE))
+                self._strides = tuple(side / rows for rows, _ in self._measure_levels(side))
         return self._strides
 
     def levels(self, batch: Batch) -> list[tuple[int, int]]:
@@ -337,12 +339,17 @@ class DetectorSource(AttentionSource):
         return [(int(np.ceil(height / s)), int(np.ceil(width / s))) for s in self.strides]
 
     def _measure_levels(self, side: int) -> list[tuple[int, int]]:
-        like = next(self._module.parameters())
-        blank = torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype)
-        mask = torch.ones(1, side, side, device=like.device, dtype=torch.long)
-        features = self._backbone()(blank, mask)
+        blank = self._blank(side)
+        features = self._backbone()(blank.inputs, blank.inputs.new_ones(1, side, side, dtype=torch.long))
         shape = features[-1][0].shape[-2:]
         return [(int(shape[0]), int(shape[1]))]
+
+    def _blank(self, side: int) -> Batch:
+        """One input of zeros, which is the mean colour of the training set."""
+        like = next(self._module.parameters())
+        mask = torch.ones(1, side, side, device=like.device, dtype=torch.long)
+        zeros = torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype)
+        return Batch(zeros, (Geometry.identity(side, side),), ("blank",), self._per_sample(mask))
 
     def _backbone(self) -> Any:
         path = next(name for name, _ in self._module.named_modules() if name.rpartition(".")[2] == "backbone")

@@ -33,9 +33,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | {"size": {"height": 640, "width": 640}, "do_normalize": False, "do_pad": False},
 }
 """What a processor does where its file leaves a field out; other processors of the family are aliases."""
-ALIASES = {
-    name: "DetrImageProcessor"
-    for name in (
+ALIASES = dict.fromkeys(
+    (
         "ConditionalDetrImageProcessor",
         "DeformableDetrImageProcessor",
         "YolosImageProcessor",
@@ -44,13 +43,14 @@ ALIASES = {
         "Mask2FormerImageProcessor",
         "MaskFormerImageProcessor",
         "OneFormerImageProcessor",
-    )
-}
+    ),
+    "DetrImageProcessor",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """``inputs`` float32 (sample, channel, y, x), zero outside the image; ``mask`` int64 (sample, y, x), 1 on it."""
+    """``inputs`` float32 (sample, channel, y, x), 0 outside the image; ``mask`` int64 (sample, y, x), 1 on it."""
 
     inputs: NDArray[np.float32]
     mask: NDArray[np.int64]

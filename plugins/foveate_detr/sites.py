@@ -19,12 +19,14 @@ def find_sites(rows: Sequence[Mapping[str, Any]], model: nn.Module) -> tuple[Sit
     """Sites whose ``module`` pattern ends a path of ``model``; ``{layer}`` stands for the layer's number.
 
     Rows that match nothing are left out (a detector without a dense encoder). The number of heads is the
-    module's own; ``heads`` of the row, a config path, only where it has none. Raises ModelError where no row matches.
+    module's own; ``heads`` of the row, a config path, only where it has none. Raises ModelError where no row
+    matches.
     """
     found = tuple(site for row in rows if (site := _site(row, model)) is not None)
     if not found:
+        patterns = ", ".join(str(row["module"]) for row in rows) or "any site"
         raise ModelError(
-            f"{type(model).__name__}: no module matches {', '.join(str(row['module']) for row in rows) or 'a site'}",
+            f"{type(model).__name__}: no module matches {patterns}",
             remedy="correct the family's site patterns (foveate inspect MODEL prints the module paths)",
         )
     return found

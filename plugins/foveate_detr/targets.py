@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from foveate.detection.boxes import iou
 from foveate.errors import UsageError
 from foveate.interfaces import BoundTarget, Scale, Target, TargetRow
 from foveate_detr.detections import Detections
@@ -126,7 +127,7 @@ def score(found: Detections, bound: BoundTarget) -> Tensor:
 
 
 def match(found: Detections, bound: BoundTarget) -> tuple[Tensor, Tensor]:
-    """Per row the query with the largest IoU x class probability, and whether there is one above :data:`MATCH_IOU`."""
+    """Per row the query of largest IoU x class probability, and whether one overlaps by :data:`MATCH_IOU`."""
     sample = [row.sample for row in bound.rows]
     classes = [int(row.class_index or 0) for row in bound.rows]
     if found.boxes is None:
@@ -136,15 +137,6 @@ def match(found: Detections, bound: BoundTarget) -> tuple[Tensor, Tensor]:
     agreement = overlap * found.probabilities.detach()[sample, :, classes]
     query = torch.where(near, agreement, -1.0).argmax(-1)
     return query, near.any(-1)
-
-
-def iou(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of boxes (..., 4), (top, left, bottom, right); 0 where both are empty."""
-    start, stop = torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:])
-    shared = (stop - start).clamp_min(0).prod(-1)
-    areas = [(b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1) for b in (one, other)]
-    union = areas[0] + areas[1] - shared
-    return torch.where(union > 0, shared / union.clamp_min(1e-12), torch.zeros_like(shared))
 
 
 class _Rows:
