@@ -51,6 +51,11 @@ def own_prediction(answers: Sequence[Prediction], row: TargetRow) -> Prediction 
     return next((answer for answer in answers if answer.object == row.object), None)
 
 
+def of_objects(bound: BoundTarget) -> bool:
+    """Whether the targets are objects of a detector."""
+    return any(row.object is not None for row in bound.rows)
+
+
 @dataclass(frozen=True)
 class OwnBox(Attribution):
     """The object's predicted box, filled evenly: the share of each cell that it covers.

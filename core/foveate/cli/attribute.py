@@ -34,7 +34,8 @@ SAMPLES_FAILED = 5
 @click.option("--target", "label", metavar="LABEL", help="Class to explain.  [default: the model's answer]")
 @click.option("--target-kind", default="default", show_default=True, help="See `foveate inspect MODEL`.")
 @click.option("--scale", type=click.Choice(["logit", "probability", "value"]), default="logit", show_default=True)
-@click.option("--max-targets", default=1, show_default=True, help="Room for explained rows a sample.")
+@click.option("--object", type=int, metavar="QUERY", help="Object query to explain.  [default: every object]")
+@click.option("--max-targets", type=int, help="Room for explained objects a sample.  [default: as many as occur]")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--batch-size", default=8, show_default=True)
 @click.option(
@@ -97,7 +98,8 @@ def _job(run: Any, given: dict[str, Any]) -> dict[str, Any]:
     options = method_settings(given["sets"])
     build_methods(given["methods"], options)  # a misspelt name should not wait for the model to load
     label = given["label"]
-    target = Target(given["target_kind"], int(label) if label and label.isdigit() else label, scale=given["scale"])
+    name = int(label) if label and label.isdigit() else label
+    target = Target(given["target_kind"], name, given["object"], given["scale"])
     shared = {name: given[name] for name in ("seed", "max_targets", "batch_size", "overwrite")}
     return {
         "source": run.open_source(device=find_device(given["device"])),

@@ -24,13 +24,13 @@ from scipy.integrate import trapezoid
 from foveate.attribution.baselines import Baseline, make_baseline
 from foveate.attribution.pooling import feature_mask
 from foveate.errors import UsageError
+from foveate.faithfulness.readings import read_as
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveate.attribution.objective import Objective
     from foveate.geometry import CellGrid
-    from foveate.interfaces import Scale
 
 MODES = ("deletion", "insertion")
 
@@ -39,11 +39,12 @@ MODES = ("deletion", "insertion")
 class Protocol:
     """All that fixes a perturbation score besides model, target and map.
 
-    ``steps`` equal steps from the fraction 0 to 1 of the cells, rounded to whole cells.
+    ``steps`` equal steps from the fraction 0 to 1 of the cells, rounded to whole cells. ``scales`` are readings of
+    :mod:`foveate.faithfulness.readings`: output scales, of objects also followed by match.
     """
 
     baselines: tuple[Baseline, ...] = ("mean", "blur")
-    scales: tuple[Scale, ...] = ("probability", "logit")
+    scales: tuple[str, ...] = ("probability", "logit")
     steps: int = 10
 
     def __post_init__(self) -> None:
@@ -141,7 +142,7 @@ def _show(
     owner: NDArray[np.intp],
     regions: torch.Tensor,
     baseline: torch.Tensor,
-    scales: tuple[Scale, ...],
+    scales: tuple[str, ...],
 ) -> NDArray[np.float32]:
     """Scores ``(picture, scale)`` of inputs whose cells are kept where ``kept`` and replaced elsewhere."""
     size = objective.rows(grad=False)
@@ -157,10 +158,10 @@ def _show(
 
 
 def _scored(
-    objective: Objective, x: torch.Tensor, index: torch.Tensor, scales: tuple[Scale, ...]
+    objective: Objective, x: torch.Tensor, index: torch.Tensor, scales: tuple[str, ...]
 ) -> NDArray[np.float32]:
     """One forward pass, read on every scale: ``(picture, scale)``."""
     source, batch, bound = objective.source, objective.batch.replace(x, index), objective.bound.take(index)
     outputs = source.forward(batch)
-    columns = [source.score(outputs, batch, bound.at(scale)) for scale in scales]
+    columns = [source.score(outputs, batch, read_as(bound, scale)) for scale in scales]
     return torch.stack(columns, dim=1).float().cpu().numpy()

@@ -55,11 +55,16 @@ class Scores:
 
 
 def score_maps(
-    objective: Objective, maps: Mapping[str, NDArray[np.float64]], grid: CellGrid, scoring: Scoring
+    objective: Objective,
+    maps: Mapping[str, NDArray[np.float64]],
+    grid: CellGrid,
+    scoring: Scoring,
+    visible: NDArray[np.bool_] | None = None,
 ) -> Scores:
     """Score maps ``{name: (target, cell)}`` on the objective's bound targets, with the random reference.
 
-    A row of a map that is NaN everywhere counts as missing. Raises UsageError where a map is called "random".
+    A row of a map that is NaN everywhere counts as missing. ``visible`` ``(target, cell)`` are the cells that show
+    the image; the others, padding, come last in every order. Raises UsageError where a map is called "random".
     """
     if RANDOM in maps:
         raise UsageError(f"a map cannot be called {RANDOM!r}: that is the reference")
@@ -67,6 +72,7 @@ def score_maps(
     cells = len(grid.y[1:]) * len(grid.x[1:]) * _frames(objective)
     drawn = np.stack([random_maps(i, cells, orders=scoring.random_orders, seed=scoring.seed) for i in ids], axis=1)
     values = np.concatenate([np.stack(list(maps.values())), drawn]) if maps else drawn
+    values = values if visible is None else np.where(visible, values, np.nan)
     orders = cell_order(values, ids, seed=scoring.seed)
     curves = perturbation_curves(objective, orders, grid, scoring.protocol)
     own = curves.values[: len(maps)]

@@ -17,6 +17,7 @@ import torch
 
 from foveate.attribution.external import load_external
 from foveate.attribution.objective import Objective
+from foveate.attribution.objects import of_objects, own_prediction
 from foveate.errors import SampleError, UsageError
 from foveate.faithfulness.leaderboard import CONVERGED_SHARE
 from foveate.interfaces import Sample, Target, TargetRow
@@ -72,12 +73,13 @@ class Settings:
     """What is the same for every method of a job.
 
     ``target.scale`` "logit" is the default here: a confident model's probability is flat, and its gradient
-    fades with 1 - p. ``max_targets`` is the number of explained rows a sample that is made room for.
+    fades with 1 - p. ``max_targets`` is the number of explained rows a sample that is made room for (None: as
+    many as any sample has, which takes one more forward pass an image where targets are objects).
     """
 
     target: Target = LOGIT
     seed: int = 0
-    max_targets: int = 1
+    max_targets: int | None = None
     batch_size: int = 8
     overwrite: bool = False
 
@@ -99,8 +101,10 @@ def attribute_run(
     """
     built = build_methods(methods, options)
     source = source if source is not None else run.open_source()
-    rows = _first_objective(run, source, settings).rows(grad=True)
-    job = _Job(run, source, {m.name: m for m in with_rows(built, rows)}, settings, rows)
+    first = _first_objective(run, source, settings)
+    rows, objects = first.rows(grad=True), of_objects(first.bound)
+    room = settings.max_targets or max(_targets(run, source, settings, first))
+    job = _Job(run, source, {m.name: m for m in with_rows(built, rows)}, settings, rows, room, objects)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
         writers = {name: stack.enter_context(job.writer(name)) for name in job.methods}
@@ -125,7 +129,7 @@ def plan_run(
     source = source if source is not None else run.open_source()
     first = _first_objective(run, source, settings)
     built = with_rows(built, first.rows(grad=True))
-    return estimate(built, first, rows=int(run.ok.size) * len(first))
+    return estimate(built, first, rows=sum(_targets(run, source, settings, first)))
 
 
 def add_external(run: Run, name: str, path: Path | str, *, overwrite: bool = False) -> MethodReport:
@@ -165,20 +169,26 @@ def report(run: Run, method: str) -> MethodReport:
 
 @dataclass(frozen=True)
 class _Job:
-    """What stays the same while batches come and go; ``rows`` is what one pass of the model takes."""
+    """What stays the same while batches come and go.
+
+    ``rows`` is what one pass of the model takes, ``room`` the number of targets a sample, ``objects`` whether
+    targets are objects.
+    """
 
     run: Run
     source: AttentionSource
     methods: Mapping[str, Attribution]
     settings: Settings
     rows: int
+    room: int
+    objects: bool
 
     def writer(self, name: str) -> ProductWriter:
         """The product of one method, allocated or continued."""
         method, settings = self.methods[name], self.settings
         attrs = provenance(self.run, self.source, method, settings.target, seed=settings.seed)
-        slots, overwrite = settings.max_targets, settings.overwrite
-        return open_writer(self.run, name, attrs, diagnostics(method), slots=slots, overwrite=overwrite)
+        options: dict[str, Any] = {"slots": self.room, "overwrite": settings.overwrite, "objects": self.objects}
+        return open_writer(self.run, name, attrs, diagnostics(method), **options)
 
 
 def _explain_batch(
@@ -189,18 +199,20 @@ def _explain_batch(
     wanted = {name: m for name, m in job.methods.items() if writers[name].pending(list(loaded)).size}
     if not loaded or not wanted:
         return
-    batch, bound = _bind(job.source, list(loaded.values()), job.settings.target)
-    slots = Slots.of((row.sample for row in bound.rows), batch.ids, job.settings.max_targets)
+    batch, bound, boxes = _bind(job.source, list(loaded.values()), job.settings.target)
+    slots = Slots.of((row.sample for row in bound.rows), batch.ids, job.room)
     if not len(bound):
         for name, method in wanted.items():
-            writers[name].write(list(loaded), empty_blocks(job.run, diagnostics(method), slots))
+            blank = empty_blocks(job.run, diagnostics(method), slots, objects=job.objects)
+            writers[name].write(list(loaded), blank)
         return
     objective = Objective(job.source, batch, bound, rows=job.rows)
     with torch.no_grad():
         scores = objective(objective.inputs).double().cpu().numpy()
     for name, made in explain_all(list(wanted.values()), objective, seed=job.settings.seed):
         extra = diagnostics(wanted[name])
-        writers[name].write(list(loaded), blocks(job.run, made, bound.rows, scores, extra, slots))
+        places = boxes if job.objects else None
+        writers[name].write(list(loaded), blocks(job.run, made, bound.rows, scores, extra, slots, places))
 
 
 def _load(run: Run, positions: Iterable[np.intp], failed: dict[str, str]) -> dict[int, Sample]:
@@ -213,17 +225,42 @@ def _load(run: Run, positions: Iterable[np.intp], failed: dict[str, str]) -> dic
     return loaded
 
 
-def _bind(source: AttentionSource, samples: Sequence[Sample], target: Target) -> tuple[Batch, BoundTarget]:
+def _bind(
+    source: AttentionSource, samples: Sequence[Sample], target: Target
+) -> tuple[Batch, BoundTarget, NDArray[np.float32]]:
+    """A batch, its target, and the predicted box of each row's object (row, edge), NaN where it has none."""
     batch = source.encode(samples)
     with torch.no_grad():
-        return batch, source.bind(source.forward(batch), batch, target)
+        outputs = source.forward(batch)
+        bound = source.bind(outputs, batch, target)
+        boxes = np.full((len(bound), 4), np.nan, np.float32)
+        if of_objects(bound):
+            answers = source.predictions(outputs, batch)
+            own = (own_prediction(answers[row.sample], row) for row in bound.rows)
+            for row, one in enumerate(own):
+                boxes[row] = np.nan if one is None or one.box is None else one.box
+    return batch, bound, boxes
+
+
+def _targets(run: Run, source: AttentionSource, settings: Settings, first: Objective) -> list[int]:
+    """Target rows of every sample that can be read; only targets that are objects differ in number."""
+    if not of_objects(first.bound):
+        return [len(first)] * int(run.ok.size)
+    counts = []
+    for start in range(0, run.ok.size, settings.batch_size):
+        loaded = _load(run, run.ok[start : start + settings.batch_size], {})
+        if loaded:
+            _, bound, _ = _bind(source, list(loaded.values()), settings.target)
+            rows = [row.sample for row in bound.rows]
+            counts += [rows.count(sample) for sample in range(len(loaded))]
+    return counts
 
 
 def _first_objective(run: Run, source: AttentionSource, settings: Settings) -> Objective:
     """The first sample that can be read and has a target: it is measured and timed before the job."""
     for position in run.ok:
         try:
-            batch, bound = _bind(source, [run.load_sample(int(position))], settings.target)
+            batch, bound, _ = _bind(source, [run.load_sample(int(position))], settings.target)
         except SampleError:
             continue
         if len(bound):

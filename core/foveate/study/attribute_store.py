@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveate.data.records import EDGES
 from foveate.errors import PluginError, UsageError
 from foveate.geometry import regrid
 from foveate.study.attribute_plan import method_cost, method_options
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from foveate.interfaces import AttentionSource, Attribution, AttributionMap, Target, TargetRow
 
 PREFIX = "attributions/"
-EMPTY: Mapping[str, Any] = {"converged": False, "target_label": "", "target_class": -1}
+EMPTY: Mapping[str, Any] = {"converged": False, "target_label": "", "target_class": -1, "target_object": -1}
 """What an unused slot holds, where it is not NaN."""
 
 
@@ -62,15 +63,24 @@ class Slots:
 
 
 def open_writer(
-    run: Run, name: str, attrs: Mapping[str, Any], extra: Iterable[str] = (), *, slots: int, overwrite: bool
+    run: Run,
+    name: str,
+    attrs: Mapping[str, Any],
+    extra: Iterable[str] = (),
+    *,
+    slots: int,
+    overwrite: bool,
+    objects: bool = False,
 ) -> ProductWriter:
     """The product of one method, allocated or continued, with ``extra`` numbers a target row.
+
+    Where targets are ``objects``, it also says which: the query, and its predicted box in original pixels.
 
     Raises StoreError where one of other settings is in its place and ``overwrite`` is not set.
     """
     y, x = run.grid.centres
     unit = {"units": "pixel of the model's input"}
-    coords = {"target": np.arange(slots), "y": ("y", y, unit), "x": ("x", x, unit)}
+    coords: dict[str, Any] = {"target": np.arange(slots), "y": ("y", y, unit), "x": ("x", x, unit)}
     row: tuple[tuple[str, ...], tuple[int, ...]] = (("sample", "target"), (len(run), slots))
     variables: dict[str, tuple[Any, ...]] = {
         "map": (
@@ -85,6 +95,11 @@ def open_writer(
         "target_class": (*row, "int32", {"long_name": "class index, -1 where there is none"}),
         **dict.fromkeys(extra, (*row, "float32")),
     }
+    if objects:
+        variables["target_object"] = (*row, "int32", {"long_name": "object query, -1 where there is none"})
+        place = {"long_name": "predicted box of the object", "units": "pixel of the original image"}
+        variables["target_box"] = ((*row[0], "edge"), (*row[1], len(EDGES)), "float32", place)
+        coords["edge"] = list(EDGES)
     return run.product_writer(PREFIX + name, variables, coords, attrs, overwrite=overwrite)
 
 
@@ -95,10 +110,12 @@ def blocks(
     scores: NDArray[Any],
     extra: Sequence[str],
     slots: Slots,
+    boxes: NDArray[np.float32] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """A method's maps of one batch as blocks of its product, ``(sample, slot, ...)``.
 
-    Raises PluginError where the method did not give one map a target row.
+    ``boxes`` (row, edge) are the objects', where targets are objects. Raises PluginError where the method did not
+    give one map a target row.
     """
     if len(made.values) != len(rows) or made.values.shape[1:] != made.grid.shape:
         raise PluginError(
@@ -118,13 +135,20 @@ def blocks(
         "target_class": np.array(classes, np.int32),
         **{name: np.asarray(per_row.get(name, np.full(len(rows), np.nan)), np.float32) for name in extra},
     }
+    if boxes is not None:
+        columns["target_object"] = np.array([-1 if row.object is None else row.object for row in rows], np.int32)
+        columns["target_box"] = boxes
     return {name: slots.lay(name, column) for name, column in columns.items()}
 
 
-def empty_blocks(run: Run, extra: Sequence[str], slots: Slots) -> dict[str, NDArray[Any]]:
+def empty_blocks(run: Run, extra: Sequence[str], slots: Slots, *, objects: bool) -> dict[str, NDArray[Any]]:
     """Blocks of samples that have no target row at all."""
     size = (slots.samples, slots.capacity)
-    return {
+    blank: dict[str, NDArray[Any]] = {}
+    if objects:
+        blank["target_object"] = np.full(size, -1, np.int32)
+        blank["target_box"] = np.full((*size, len(EDGES)), np.nan, np.float32)
+    return blank | {
         "map": np.full((*size, *run.grid.shape), np.nan, np.float32),
         "converged": np.zeros(size, bool),
         "score": np.full(size, np.nan, np.float32),

@@ -113,11 +113,12 @@ def estimate_faithfulness(
     job = Job(run, source or run.open_source(), stored_maps(run, methods), settings, twin, tuple(twin_methods))
     position, bound = job.probe()
     started = time.perf_counter()
-    scores = score_maps(bound.objective, job.maps(bound, [position]), run.grid, job.scoring)
+    visible = bound.visible(run.grid)
+    scores = score_maps(bound.objective, job.maps(bound, [position]), run.grid, job.scoring, visible)
     seconds = time.perf_counter() - started
     cells = run.grid.shape[0] * run.grid.shape[1]
     each = forward_count(len(scores.methods) - 1, job.scoring.random_orders, cells, job.scoring.protocol)
-    count = len(job.positions) * len(bound.objective)
+    count = max(int(maps.known[job.positions].sum()) for maps in job.stored.values())
     return Cost(len(job.positions), scores.methods, each * count, seconds * count / len(bound.objective))
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 
 from foveate.attribution.objective import Objective
+from foveate.attribution.objects import OwnBox, OwnMask, box_share, of_objects, own_predictions
+from foveate.attribution.padding import visible_share
 from foveate.attribution.reference import Centre, Edge, Oracle, Saturation, Uniform, Untrained, mask_share
 from foveate.errors import UsageError
 from foveate.faithfulness.orders import to_cells
-from foveate.interfaces import Target
+from foveate.faithfulness.readings import read_as
+from foveate.interfaces import Target, TargetRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +36,7 @@ class StoredMaps:
     values: NDArray[np.float32]
     converged: NDArray[np.bool_]
     classes: NDArray[np.int32]
+    objects: NDArray[np.int32]
     seed_spearman: float
     attrs: Mapping[str, Any]
 
@@ -80,9 +84,17 @@ def _read(run: Run, method: str) -> StoredMaps:
         values,
         np.asarray(dataset["converged"].values, bool),
         np.asarray(dataset["target_class"].values, np.int32),
+        _objects(dataset),
         float(np.median(np.nan_to_num(seeds))) if seeds.size else float("nan"),
         dataset.attrs,
     )
+
+
+def _objects(dataset: Any) -> NDArray[np.int32]:
+    """Object (query) of each map, -1 where the target is none."""
+    if "target_object" in dataset:
+        return np.asarray(dataset["target_object"].values, np.int32)
+    return np.full(dataset["target_class"].shape, -1, np.int32)
 
 
 def common_target(maps: Mapping[str, StoredMaps]) -> Target:
@@ -113,6 +125,17 @@ class Bound:
     samples: Sequence[Sample]
 
     @property
+    def of_objects(self) -> bool:
+        """Whether the targets are objects of a detector."""
+        return of_objects(self.objective.bound)
+
+    def visible(self, cells: CellGrid) -> NDArray[np.bool_] | None:
+        """Cells that show the image and not only padding, (target row, cell); None where all do."""
+        shares = [visible_share(geometry, cells).ravel() > 0 for geometry in self.objective.batch.geometry]
+        seen = np.stack(shares)
+        return None if seen.all() else seen
+
+    @property
     def masks(self) -> list[NDArray[np.bool_] | None]:
         """The sample's mask for each target row."""
         return [self.samples[s].mask for s, _ in self.slots]
@@ -122,26 +145,54 @@ class Bound:
         return table[[s for s, _ in self.slots], [t for _, t in self.slots]]
 
 
-def bind(source: AttentionSource, samples: Sequence[Sample], target: Target) -> Bound:
-    """Encode samples and freeze the target to what the model answers for them now."""
+def bind(
+    source: AttentionSource, samples: Sequence[Sample], target: Target, stored: NDArray[np.int32] | None = None
+) -> Bound | None:
+    """Encode samples and freeze the target to what the model answers for them now; None without any target.
+
+    ``stored`` (sample, target) are the objects that the maps explain: rows are put at their object's place, and
+    an object without a map (one at the threshold, that batch-mates tip over it) is left out.
+    """
     batch = source.encode(samples)
     with torch.no_grad():
         bound = source.bind(source.forward(batch), batch, target)
+    placed = [(i, place) for i, place in enumerate(_places(bound.rows, stored)) if place is not None]
+    if not placed:
+        return None
+    objective = Objective(source, batch, bound)
+    kept = objective if len(placed) == len(bound) else objective.take([i for i, _ in placed])
+    return Bound(kept, tuple(place for _, place in placed), samples)
+
+
+def _places(rows: Sequence[TargetRow], stored: NDArray[np.int32] | None) -> list[tuple[int, int] | None]:
+    """The (sample, target) place of each row: its object's, or the next of its sample."""
+    places: list[tuple[int, int] | None] = []
     count: dict[int, int] = {}
-    slots = []
-    for row in bound.rows:
-        slots.append((row.sample, count.get(row.sample, 0)))
-        count[row.sample] = slots[-1][1] + 1
-    return Bound(Objective(source, batch, bound), tuple(slots), samples)
+    for row in rows:
+        slot: int | None = count.get(row.sample, 0)
+        count[row.sample] = count.get(row.sample, 0) + 1
+        if row.object is not None and stored is not None and (stored[row.sample] >= 0).any():
+            slot = next(iter(np.flatnonzero(stored[row.sample] == row.object).tolist()), None)
+        places.append(None if slot is None else (row.sample, slot))
+    return places
 
 
-def has_scale(bound: Bound, scale: Scale) -> bool:
-    """Whether the source can score this target on ``scale``; sources raise UsageError where they cannot."""
+def usable_scales(bound: Bound, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``wanted`` on which the source can score the target; "value" where there is none.
+
+    Sources raise UsageError for a scale that a target has not, or bind it as a "value" from the start.
+    """
+    if bound.objective.bound.scale == "value":
+        return ("value",)
+    return tuple(scale for scale in wanted if _has_scale(bound, scale)) or ("value",)
+
+
+def _has_scale(bound: Bound, scale: str) -> bool:
     objective = bound.objective
     first = objective.take([0])
     try:
         with torch.no_grad():
-            objective.source.score(objective.source.forward(first.batch), first.batch, first.bound.at(scale))
+            objective.source.score(objective.source.forward(first.batch), first.batch, read_as(first.bound, scale))
     except UsageError:
         return False
     return True
@@ -153,6 +204,14 @@ def check_same_answer(bound: Bound, stored: StoredMaps, positions: Sequence[int]
     if bound.slots and max(t for _, t in bound.slots) >= room:
         raise UsageError(f"{stored.method}: maps of {room} targets an image, but the model now has more")
     explained = bound.rows_of(stored.classes[list(positions)])
+    objects = bound.rows_of(stored.objects[list(positions)])
+    for expected, target in zip(objects, bound.objective.bound.rows, strict=True):
+        if expected >= 0 and target.object is not None and expected != target.object:
+            raise UsageError(
+                f"{stored.method}: its maps explain other objects than those of the other methods "
+                f"(query {expected} in place of {target.object})",
+                remedy="explain again by all methods with foveate attribute --overwrite",
+            )
     for row, (expected, target) in enumerate(zip(explained, bound.objective.bound.rows, strict=True)):
         if expected >= 0 and target.class_index is not None and expected != target.class_index:
             raise UsageError(
@@ -172,10 +231,13 @@ def control_maps(
 ) -> dict[str, NDArray[np.float64]]:
     """Maps that explain nothing, and the oracle where ``masks``: name -> (target row, cell).
 
-    Edge and saturation need colour images as input; where the input is none, they are left out.
+    Edge and saturation need colour images as input, own box and own mask targets that are objects; where that is
+    not so, they are left out. A mask of the image is no truth about one of its objects: they have no oracle.
     """
     controls: list[Attribution] = [Uniform(), Centre(), Edge(), Saturation()]
-    if masks:
+    if bound.of_objects:
+        controls += [OwnBox(), OwnMask()]
+    elif masks:
         controls.append(Oracle(bound.masks))
     if twin is not None:
         controls += [Untrained(method, twin) for method in twin_methods]
@@ -185,15 +247,30 @@ def control_maps(
         try:
             found = control.attribute(objective.source, objective.batch, objective.bound)
         except UsageError:
-            if control.name not in (Edge.name, Saturation.name):
+            if control.name not in DISPENSABLE:
                 raise
             continue
         made[found.method] = to_cells(found.values, found.grid, cells)
     return made
 
 
-def oracle_share(bound: Bound, cells: CellGrid) -> NDArray[np.float64]:
-    """The mask's share of each cell, (target row, cell); NaN for samples without a mask."""
+DISPENSABLE = (Edge.name, Saturation.name, OwnBox.name, OwnMask.name)
+
+
+def evidence_share(bound: Bound, cells: CellGrid) -> NDArray[np.float64]:
+    """What localisation is measured against: the share of each cell, (target row, cell), under the sample's mask.
+
+    Of an object: under its predicted box. NaN where there is neither.
+    """
+    objective = bound.objective
+    if bound.of_objects:
+        own = own_predictions(objective.source, objective.batch, objective.bound)
+        boxes = [one.box if one is not None else None for one in own]
+        shares = [
+            np.full(cells.shape, np.nan) if box is None else box_share(box, geometry, cells)
+            for box, geometry in zip(boxes, objective.batch.geometry, strict=True)
+        ]
+        return np.stack(shares).reshape(len(shares), -1)
     blank = np.full(cells.shape, np.nan)
     rows = [
         blank if mask is None else mask_share(mask, geometry, cells)

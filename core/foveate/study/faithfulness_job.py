@@ -17,6 +17,7 @@ from foveate.faithfulness.curves import MODES
 from foveate.faithfulness.leaderboard import RANDOM
 from foveate.faithfulness.localisation import LOCALISATION, localisation
 from foveate.faithfulness.orders import to_cells
+from foveate.faithfulness.readings import readings_of
 from foveate.faithfulness.scoring import Scoring, score_maps
 from foveate.study.faithfulness_inputs import (
     Bound,
@@ -25,8 +26,8 @@ from foveate.study.faithfulness_inputs import (
     check_same_answer,
     common_target,
     control_maps,
-    has_scale,
-    oracle_share,
+    evidence_share,
+    usable_scales,
 )
 
 if TYPE_CHECKING:
@@ -66,21 +67,30 @@ class Job:
         self.twin, self.twin_methods = twin, twin_methods
         self.target: Target = common_target(stored)
         self.positions = _chosen(run, settings)
-        self.scoring = _on_scales_of(self, settings.scoring)
         self.masks = "mask" in run.samples and any(str(path) for path in run.samples["mask"].values)
+        _, bound = self.probe()
+        self.objects = bound.of_objects
+        self.scoring = _on_scales_of(self, bound, settings.scoring)
 
-    def bind(self, samples: Sequence[Sample]) -> Bound:
-        """The bound target of some samples."""
-        return bind(self.source, samples, self.target)
+    def bind(self, samples: Mapping[int, Sample]) -> Bound | None:
+        """The bound target of some samples by position; None where none of them has one."""
+        stored = next(iter(self.stored.values())).objects
+        for maps in self.stored.values():
+            if (maps.objects >= 0).any():
+                stored = maps.objects
+                break
+        return bind(self.source, list(samples.values()), self.target, stored[list(samples)])
 
     def probe(self) -> tuple[int, Bound]:
-        """The first sample that can be read, bound. Raises UsageError where there is none."""
-        for position in self.positions:
+        """The first sample that can be read and has a target, bound. Raises UsageError where there is none."""
+        for position in map(int, self.positions):
             try:
-                return int(position), self.bind([self.run.load_sample(int(position))])
+                bound = self.bind({position: self.run.load_sample(position)})
             except SampleError:
                 continue
-        raise UsageError(f"{self.run.path}: no captured sample can be read, there is nothing to score")
+            if bound is not None:
+                return position, bound
+        raise UsageError(f"{self.run.path}: no captured sample can be read and has a target to score")
 
     def maps(self, bound: Bound, positions: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Stored and control maps on the model's cells, name -> (target row, cell)."""
@@ -92,16 +102,21 @@ class Job:
         return found | control_maps(bound, cells, masks=self.masks, twin=self.twin, twin_methods=self.twin_methods)
 
     @property
+    def localises(self) -> bool:
+        """Whether there is a place to hold maps against: a mask, or an object's predicted box."""
+        return self.masks or self.objects
+
+    @property
     def targets(self) -> int:
         """Room for target rows a sample."""
         return max(int(stored.values.shape[1]) for stored in self.stored.values())
 
 
-def _on_scales_of(job: Job, scoring: Scoring) -> Scoring:
-    """The same scoring on those scales that the target has; a target of another kind is read as a "value"."""
-    _, bound = job.probe()
-    usable = tuple(scale for scale in scoring.protocol.scales if has_scale(bound, scale)) or ("value",)
-    return replace(scoring, protocol=replace(scoring.protocol, scales=usable))
+def _on_scales_of(job: Job, bound: Bound, scoring: Scoring) -> Scoring:
+    """The same scoring on those scales that the target has, objects also followed by match."""
+    usable = usable_scales(bound, scoring.protocol.scales)
+    kind = bound.objective.bound.rows[0].kind
+    return replace(scoring, protocol=replace(scoring.protocol, scales=readings_of(job.source, kind, usable)))
 
 
 def _chosen(run: Run, settings: Settings) -> NDArray[np.intp]:
@@ -141,20 +156,39 @@ def _score_batch(
             failed[str(job.run.samples["id"].values[position])] = str(error)
     if not loaded:
         return
-    bound = job.bind(list(loaded.values()))
-    maps = job.maps(bound, list(loaded))
-    scores = score_maps(bound.objective, maps, job.run.grid, job.scoring)
-    if scores.methods != tuple(names):
-        raise UsageError(f"faithfulness: the maps of this batch are {scores.methods}, those of the first {names}")
+    bound = job.bind(loaded)
+    if bound is None:
+        writer.write(list(loaded), _nothing(job, len(loaded), len(names)))
+        return
+    maps = _in_order(job.maps(bound, list(loaded)), names)
+    grid = job.run.grid
+    scores = score_maps(bound.objective, maps, grid, job.scoring, bound.visible(grid))
     blocks = {"curve": _place(scores.curves, bound, len(loaded), job.targets)}
-    if job.masks:
+    if job.localises:
         blocks["localisation"] = _place(_localised(job, bound, maps), bound, len(loaded), job.targets)
     writer.write(list(loaded), blocks)
 
 
+def _in_order(maps: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """The maps by the job's names; a control that this batch does not have (no object has a mask) is NaN."""
+    blank = np.full_like(next(iter(maps.values())), np.nan)
+    return {name: maps.get(name, blank) for name in names if name != RANDOM}
+
+
+def _nothing(job: Job, samples: int, methods: int) -> dict[str, NDArray[np.float32]]:
+    """Blocks of samples without a target: all NaN."""
+    protocol = job.scoring.protocol
+    steps = protocol.counts(job.run.grid.areas.size).size
+    curve = (samples, job.targets, methods, len(MODES), len(protocol.baselines), len(protocol.scales), steps)
+    shapes = {"curve": curve}
+    if job.localises:
+        shapes["localisation"] = (samples, job.targets, methods, len(LOCALISATION))
+    return {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
+
+
 def _localised(job: Job, bound: Bound, maps: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
     """(target row, method, measure); "random" has the expected value of a random order: a uniform map's."""
-    share, area = oracle_share(bound, job.run.grid), job.run.grid.areas.ravel()
+    share, area = evidence_share(bound, job.run.grid), job.run.grid.areas.ravel()
     stack = np.stack([*maps.values(), np.ones_like(share)], axis=1)
     rows = [localisation(values, one, area) for values, one in zip(stack, share, strict=True)]
     return np.asarray(rows, dtype=np.float32)
@@ -183,7 +217,7 @@ def _writer(job: Job, names: Sequence[str]) -> ProductWriter:
     }
     dims = ("target", "method", "mode", "baseline", "scale", "step")
     variables: dict[str, tuple[Any, ...]] = {"curve": _variable(job, dims, axes)}
-    if job.masks:
+    if job.localises:
         variables["localisation"] = _variable(job, ("target", "method", "measure"), axes)
     used = {dim for dims, *_ in variables.values() for dim in dims}
     coords = {name: values for name, values in axes.items() if name in used}
@@ -204,6 +238,7 @@ def _attrs(job: Job) -> dict[str, Any]:
         "weights_sha256": card.weights_sha256,
         "target": f"{target.kind} ({'what the model answers' if target.label is None else target.label})",
         "grid": list(job.run.grid.shape),
+        "localisation_of": "own box" if job.objects else "mask" if job.masks else "",
         "maps": {name: str(stored.attrs.get("product_hash", "")) for name, stored in job.stored.items()},
         "untrained": job.twin.card.id if job.twin else "",
     }
