@@ -120,12 +120,14 @@ def predictions_table(manifest: Manifest, records: Mapping[int, SampleRecord], r
 
 
 def _further(best: Sequence[Sequence[Prediction]], ranks: int) -> dict[str, Any]:
-    """Boxes and the source's own extras (a geolocator's coordinates), where any prediction has them."""
+    """Boxes, object queries, and extras of the source (a geolocator's coordinates), where there are any."""
     every = [p for row in best for p in row]
     table: dict[str, Any] = {}
     if any(p.box is not None for p in every):
         for i, edge in enumerate(EDGES):
             table[f"box_{edge}"] = _ranked(best, ranks, np.nan, lambda p, i=i: p.box[i] if p.box else np.nan)
+    if any(p.object is not None for p in every):
+        table["object"] = _ranked(best, ranks, -1, lambda p: -1 if p.object is None else p.object)
     for name in dict.fromkeys(name for p in every for name in p.extra):
         text = any(isinstance(p.extra.get(name), str) for p in every)
         missing: Any = "" if text else np.nan

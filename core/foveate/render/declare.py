@@ -8,17 +8,22 @@ from foveate.plugins.specs import RendererSpec
 FOVEATE_API = (1, 0)
 
 _RENDERERS = (
-    ("triptych", "Triptych", "one sample: picture, map, overlay"),
-    ("grid", "Samples", "a page of samples: diverse, or the extremes of a metric"),
-    ("matrix", "Matrix", "one sample: every layer and head"),
-    ("distributions", "Distributions", "histograms of metrics over images"),
-    ("methods", "Methods", "one sample: every stored attribution map"),
+    ("triptych", "renderers:Triptych", "one sample: picture, map, overlay"),
+    ("grid", "renderers:Samples", "a page of samples: diverse, or the extremes of a metric"),
+    ("matrix", "renderers:Matrix", "one sample: every layer and head"),
+    ("distributions", "renderers:Distributions", "histograms of metrics over images"),
+    ("methods", "renderers:Methods", "one sample: every stored attribution map"),
+    ("objects", "detection_renderers:Objects", "one sample of a detector: each object's box and cross-attention"),
+    ("film-strip", "detection_renderers:Layers", "one sample of a detector: every decoder layer"),
+    (
+        "cross-objects",
+        "detection_renderers:CrossObjects",
+        "one sample of a detector: attention in whose box",
+    ),
 )
 
 
 @hookimpl
 def foveate_renderers() -> list[RendererSpec]:
     """Pictures that need matplotlib and a run."""
-    return [
-        RendererSpec(name, f"foveate.render.renderers:{target}", summary) for name, target, summary in _RENDERERS
-    ]
+    return [RendererSpec(name, f"foveate.render.{target}", summary) for name, target, summary in _RENDERERS]

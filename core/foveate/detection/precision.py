@@ -42,15 +42,6 @@ class ImageDetections:
             )
 
 
-def box_overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union ``(a, b)`` of boxes ``(box, [top, left, bottom, right])``; 0 of empty boxes."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = np.clip(high - low, 0.0, None).prod(-1)
-    union = _areas(a)[:, None] + _areas(b)[None] - common
-    return np.asarray(np.divide(common, union, out=np.zeros_like(common), where=union > 0))
-
-
 def average_precision(images: Sequence[ImageDetections], *, threshold: float = 0.5) -> dict[int, float]:
     """Average precision of every class that occurs in the truth, class index -> value in [0, 1].
 
@@ -96,7 +87,3 @@ def _area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
     """Mean over :data:`RECALLS` of the largest precision at that recall or beyond, 0 where it is never reached."""
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return float(envelope[np.searchsorted(recall, RECALLS - 1e-12)].mean())
-
-
-def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None).prod(-1))

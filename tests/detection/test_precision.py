@@ -5,23 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foveate.stats.detection import (
-    ImageDetections,
-    average_precision,
-    box_overlap,
-    mean_average_precision,
-)
-
-
-def slow_overlap(a: np.ndarray, b: np.ndarray, size: int) -> float:
-    """Intersection over union of two boxes with whole edges, by counting pixels."""
-    pixels = []
-    for top, left, bottom, right in (a, b):
-        canvas = np.zeros((size, size), bool)
-        canvas[int(top) : int(bottom), int(left) : int(right)] = True
-        pixels.append(canvas)
-    union = (pixels[0] | pixels[1]).sum()
-    return float((pixels[0] & pixels[1]).sum() / union) if union else 0.0
+from foveate.detection.precision import ImageDetections, average_precision, mean_average_precision
 
 
 def slow_precision(images: list[ImageDetections], name: int, threshold: float) -> float:
@@ -108,13 +92,3 @@ def test_a_box_that_is_not_a_number_finds_nothing() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         ImageDetections(np.ones(2), np.ones(2, int), np.ones(3, int), np.ones((3, 2)))
-
-
-def test_overlap_of_boxes_counts_pixels() -> None:
-    rng = np.random.default_rng(0)
-    corners = np.sort(rng.integers(0, 20, (2, 15, 2, 2)), axis=2)  # (side, box, low or high, axis)
-    a, b = (np.concatenate([side[:, 0], side[:, 1]], 1).astype(float) for side in corners)
-    found = box_overlap(a, b)
-    assert found.shape == (15, 15)
-    for i, j in np.ndindex(15, 15):
-        assert found[i, j] == pytest.approx(slow_overlap(a[i], b[j], 20))

@@ -1,0 +1,73 @@
+"""The pictures of detectors that ``foveate plot`` draws from a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from foveate.interfaces import Renderer
+from foveate.render import detection_run as read
+from foveate.render import selection as pick
+from foveate.render.detection import cross_objects, film_strip, objects
+
+MOST_OBJECTS = 11
+"""Objects drawn where no --count is given, best first; the title says where there are more."""
+
+
+class Objects(Renderer):
+    """Every object's box and where its query looked."""
+
+    name = "objects"
+    draws = "one sample of a detector: each object's box and its cross-attention on the picture"
+
+    def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
+        """Options: sample, site, layer, head, count."""
+        given = pick.options_for(("sample", "site", "layer", "head", "count"), options, self.name)
+        position, found = _found(selection, given)
+        panels, rule = read.object_panels(selection, position, found, **given)
+        title = _title(selection, position, found, "where each object was seen")
+        return objects(found, panels, rule, title=title, scale=scale).save(out)
+
+
+class Layers(Renderer):
+    """Decoder layers as a film strip."""
+
+    name = "film-strip"
+    draws = "one sample of a detector: each object's cross-attention in every decoder layer"
+
+    def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
+        """Options: sample, site, head, count."""
+        given = pick.options_for(("sample", "site", "head", "count"), options, self.name)
+        position, found = _found(selection, given)
+        strips, layers, rule = read.layer_strips(selection, position, found, **given)
+        title = _title(selection, position, found, "each object, layer by layer")
+        return film_strip(found, strips, layers, rule, title=title, scale=scale).save(out)
+
+
+class CrossObjects(Renderer):
+    """Who looks at whom."""
+
+    name = "cross-objects"
+    draws = "one sample of a detector: how much of each object's cross-attention lies in whose box"
+
+    def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
+        """Options: sample, site, layer, head, count. ``scale`` does not apply: shares are from 0 to 1."""
+        given = pick.options_for(("sample", "site", "layer", "head", "count"), options, self.name)
+        position, found = _found(selection, given)
+        panels, rule = read.object_panels(selection, position, found, **given)
+        table = read.cross_table(panels, found)
+        title = _title(selection, position, found, "who looks at whom")
+        return cross_objects(found, table, panels[0], rule, title=title).save(out)
+
+
+def _found(run: Any, given: dict[str, Any]) -> tuple[int, list[read.DetectedObject]]:
+    """The sample asked for, or the first with an object, and its objects; takes these options out of ``given``."""
+    count = int(given.pop("count", MOST_OBJECTS))
+    position = pick.position_of(run, given.pop("sample", read.first_with_objects(run)))
+    return position, read.objects_of(run, position, at_most=count)
+
+
+def _title(run: Any, position: int, found: list[read.DetectedObject], about: str) -> str:
+    name, every = str(run.samples["id"].values[position]), len(read.objects_of(run, position))
+    some = f", the best {len(found)} of {every} objects" if len(found) < every else ""
+    return f"{name}: {about}{some}"

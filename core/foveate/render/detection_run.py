@@ -1,0 +1,171 @@
+"""From a run of a detector to its objects and their maps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foveate.attribution.levels import patches_by_level, tokens_on_cells
+from foveate.detection.mass import box_shares, region_mass, union_share
+from foveate.errors import UsageError
+from foveate.interfaces import TOKEN_KINDS
+from foveate.render.detection import CrossTable, DetectedObject
+from foveate.render.panel import Panel, Rule
+from foveate.render.selection import Head, count_keys, layer_index
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from numpy.typing import NDArray
+
+    from foveate.data.run import Run
+    from foveate.geometry import Geometry
+    from foveate.interfaces import TokenAxis
+
+EDGES = ("top", "left", "bottom", "right")
+THRESHOLD = 0.5
+"""Score above which an answer is an object, unless the model was opened with another ``threshold``."""
+
+
+def objects_of(run: Run, position: int, *, at_most: int | None = None) -> list[DetectedObject]:
+    """Objects of one sample above the threshold of the opened model, best first.
+
+    Raises UsageError where the model answers for no objects, or none is above the threshold.
+    """
+    answers = run.predictions
+    if "object" not in answers:
+        raise UsageError(
+            f"{run.path}: the answers of {run.model_id} belong to no object queries",
+            remedy="capture a detector, or use --kind triptych",
+        )
+    threshold = threshold_of(run)
+    row = answers.isel(sample=position)
+    kept = [i for i, score in enumerate(row["score"].values) if score > threshold][:at_most]
+    if not kept:
+        raise UsageError(
+            f"sample {run.samples['id'].values[position]!r}: no object above the threshold {threshold:g} "
+            f"(best score {float(row['score'].values[0]):.2f})",
+            remedy="choose another --sample, or capture again with --option threshold=0.1",
+        )
+    return [_object(row, i) for i in kept]
+
+
+def first_with_objects(run: Run) -> int:
+    """Position of the first captured sample with an object above the threshold, else of the first captured one."""
+    if not run.ok.size:
+        raise UsageError(f"{run.path}: no sample was captured", remedy="foveate validate says what failed")
+    best = run.predictions["confidence"].values[run.ok]
+    return int(run.ok[int((best > threshold_of(run)).argmax())])
+
+
+def threshold_of(run: Run) -> float:
+    """The score above which the opened model's answers are objects."""
+    return float(dict(run.attrs.get("open_options", {})).get("threshold", THRESHOLD))
+
+
+def object_panels(
+    run: Run,
+    position: int,
+    found: list[DetectedObject],
+    *,
+    site: str | None = None,
+    layer: int = -1,
+    head: Head = "mean",
+) -> tuple[list[Panel], Rule]:
+    """Each object's own attention row over the picture. Raises UsageError where rows of queries were not kept."""
+    name, dataset = cross_site(run, site)
+    at = layer_index(dataset, layer)
+    rows = object_rows(dataset, position, found)[:, at]
+    heads = [str(number) for number in dataset["head"].values]
+    if head != "mean" and str(head) not in heads:
+        raise UsageError(f"head {head} was not captured", remedy=f"one of {', '.join(heads)}, or mean")
+    rows = rows.mean(axis=1) if head == "mean" else rows[:, heads.index(str(head))]
+    tokens = run.tokens(name, "key", position)
+    image, geometry = run.load_sample(position).pixels, run.geometry(position)
+    panels = [_panel(run, image, geometry, row, tokens) for row in rows]
+    layers = [int(number) for number in dataset["layer"].values]
+    words = f"layer {layers[at]} of {layers[0]}–{layers[-1]}, {_heads(dataset, head)}"
+    return panels, Rule(run.model_id, f"{name} row of each object's query, {words}", count_keys(tokens))
+
+
+def layer_strips(
+    run: Run, position: int, found: list[DetectedObject], *, site: str | None = None, head: Head = "mean"
+) -> tuple[list[list[Panel]], list[int], Rule]:
+    """Each object's attention row in every kept layer: panels ``(object, layer)`` and the layers' true numbers."""
+    _, dataset = cross_site(run, site)
+    layers = [int(number) for number in dataset["layer"].values]
+    columns = []
+    for layer in layers:
+        panels, rule = object_panels(run, position, found, site=site, layer=layer, head=head)
+        columns.append(panels)
+    what = rule.what.replace(f"layer {layers[-1]} of", "layers")
+    return [list(strip) for strip in zip(*columns, strict=True)], layers, Rule(rule.model, what, rule.keys)
+
+
+def cross_table(panels: list[Panel], found: list[DetectedObject]) -> CrossTable:
+    """How much of each object's map lies in whose box, of what lies in the picture."""
+    boxes = np.array([one.box or (np.nan,) * 4 for one in found], np.float64)
+    cut = [panel.visible_values for panel in panels]
+    cells = cut[0][1]
+    maps = np.stack([values for values, _ in cut])
+    shares = box_shares(cells, boxes)
+    regions = np.concatenate([shares, 1 - union_share(cells, boxes)[None]])
+    chance = np.asarray((regions * cells.areas).sum((1, 2)) / cells.areas.sum())
+    return CrossTable(region_mass(maps, regions), chance)
+
+
+def cross_site(run: Run, site: str | None = None) -> tuple[str, xr.Dataset]:
+    """The site whose queries are objects and whose keys lie in the picture, with kept rows: the last by default.
+
+    Raises UsageError where there is none.
+    """
+    for name in [site] if site is not None else reversed(run.site_ids):
+        dataset = run.site(name)
+        keys = dataset["key_kind"].values
+        if "attention" in dataset and dataset.attrs.get("kind") == "cross" and TOKEN_KINDS.index("patch") in keys:
+            return name, dataset
+    raise UsageError(
+        f"{run.path}: no attention of object queries over the picture was kept" + (f" at {site}" if site else ""),
+        remedy="capture again with --rows all",
+    )
+
+
+def object_rows(dataset: xr.Dataset, position: int, found: list[DetectedObject]) -> NDArray[np.float64]:
+    """Attention rows of the objects, ``(object, layer, head, key)``. Raises UsageError where one is missing."""
+    kept = [int(query) for query in dataset["query_index"].values]
+    missing = [one.query for one in found if one.query not in kept]
+    if missing:
+        raise UsageError(
+            f"the attention rows of object queries {', '.join(map(str, missing))} were not kept",
+            remedy="capture again with --rows all",
+        )
+    rows = dataset["attention"].isel(sample=position, query=[kept.index(one.query) for one in found])
+    return np.asarray(rows.transpose("query", "layer", "head", "key").values, np.float64)
+
+
+def _panel(
+    run: Run, image: NDArray[np.uint8], geometry: Geometry, row: NDArray[np.float64], tokens: TokenAxis
+) -> Panel:
+    """A row over one feature map on its cells, or over a pyramid with its levels added up on the finest cells."""
+    if len(patches_by_level(tokens)) < 2:
+        return Panel.attention(image, geometry, row, tokens, "attention")
+    even = np.full(len(tokens), 1.0 / count_keys(tokens))
+    values, uniform = (tokens_on_cells(one, tokens, run.grid) for one in (row, even))
+    return Panel(image, geometry, values, run.grid, float(uniform.mean()), "attention")
+
+
+def _object(row: xr.Dataset, rank: int) -> DetectedObject:
+    box = tuple(float(row[f"box_{edge}"].values[rank]) for edge in EDGES) if "box_top" in row else None
+    return DetectedObject(
+        str(row["label"].values[rank]),
+        float(row["score"].values[rank]),
+        int(row["object"].values[rank]),
+        box,  # type: ignore[arg-type]  # four edges
+    )
+
+
+def _heads(dataset: xr.Dataset, head: Head) -> str:
+    kept = int(dataset.sizes["head"])
+    if head == "mean":
+        return f"mean of {int(dataset.attrs.get('model_heads', kept))} heads"
+    return f"head {head} of {kept}"
