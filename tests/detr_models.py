@@ -90,6 +90,72 @@ RF = {
 }
 DFINE = HYBRID | {"backbone_config": HGNET, "decoder_n_points": [3, 6, 3], "num_feature_levels": 3}
 TWO_STAGE = {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 7}
+SWIN = {
+    "model_type": "swin",
+    "image_size": 64,
+    "embed_dim": 8,
+    "depths": [1, 2, 1, 1],
+    "num_heads": [2, 2, 2, 2],
+    "window_size": 4,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+MASKED = {
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 6,
+    "num_attention_heads": 4,
+    "dim_feedforward": 32,
+    "num_queries": 7,
+    "num_labels": 3,
+}
+MASKFORMER = {
+    "backbone_config": SWIN,
+    "decoder_config": {
+        "model_type": "detr",
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_queries": 7,
+    },
+    "fpn_feature_size": 32,
+    "mask_feature_size": 32,
+    "num_labels": 3,
+}
+ONEFORMER = MASKED | {
+    "backbone_config": SWIN,
+    "mask_dim": 32,
+    "conv_dim": 32,
+    "decoder_layers": 4,
+    "text_encoder_width": 32,
+    "text_encoder_num_layers": 1,
+    "text_encoder_vocab_size": 60,
+    "text_encoder_context_length": 12,
+    "max_seq_len": 12,
+    "task_seq_len": 12,
+    "text_encoder_proj_layers": 1,
+    "text_encoder_n_ctx": 4,
+    "query_dec_layers": 2,
+    "is_training": False,
+}
+EOMT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 8,
+    "num_blocks": 2,
+    "num_queries": 7,
+    "num_labels": 3,
+    "num_upscale_blocks": 1,
+    "num_register_tokens": 1,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DETR": ("detr", DENSE),
     "DETR segmentation": (
@@ -106,6 +172,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "RT-DETRv2": ("rt-detr-v2", HYBRID),
     "D-FINE": ("d-fine", DFINE),
     "RF-DETR": ("rf-detr", RF),
+    "MaskFormer": ("maskformer", MASKFORMER),
+    "Mask2Former": ("mask2former", MASKED | {"backbone_config": PYRAMID}),
+    "OneFormer": ("oneformer", ONEFORMER),
+    "EoMT": ("eomt", EOMT),
 }
 """Name -> (family, configuration)."""
 FIXED: dict[str, Any] = {
@@ -113,8 +183,10 @@ FIXED: dict[str, Any] = {
     "RT-DETRv2": {"image_size": (96, 128)},
     "D-FINE": {"image_size": (96, 128)},
     "RF-DETR": {"image_size": (96, 96)},
+    "EoMT": {"image_size": (64, 64)},
 }
 """Models that resize every image to one size."""
+OPTIONS: dict[str, Any] = {"OneFormer": {"task_inputs": [5, 9, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0]}}
 EDGES = (64, 128)
 """Shortest and longest edge of the other models' inputs."""
 
@@ -122,7 +194,8 @@ EDGES = (64, 128)
 def tiny(name: str, *, seed: int = 0, sharpness: float = 4.0, **options: Any) -> AttentionSource:
     """A tiny random detector whose attention is peaked; ``sharpness`` scales its q and k weights."""
     family, config = CASES[name]
-    source = open_source(family, weights="random", config=config, seed=seed, **{**FIXED.get(name, {}), **options})
+    given = {**FIXED.get(name, {}), **OPTIONS.get(name, {}), **options}
+    source = open_source(family, weights="random", config=config, seed=seed, **given)
     sharpen(source.module, sharpness, seed)
     if name not in FIXED:
         one = replace(source.recipe.recipe, edge=EDGES[0], longest=EDGES[1])

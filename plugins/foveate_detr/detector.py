@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 ENCODER, OWN, CROSS = "encoder.self", "decoder.self", "decoder.cross"
 TOKENS, QUERIES = "encoder.tokens", "decoder.queries"
+_LOADING = ("architecture", "config", "seed")
 _PROBE = 128
 """Side of the blank image by which the strides of a backbone are measured; a multiple of every stride."""
 
@@ -58,8 +59,10 @@ class DetectorSource(AttentionSource):
     ``Target(object=None)`` means).
     """
 
-    divisor = 1
+    divisor: ClassVar[int] = 1
     """Inputs have sides that are multiples of this."""
+    options: ClassVar[tuple[str, ...]] = ("image_size", "canvas", "threshold", "max_objects")
+    """What the constructor takes besides the loaded model."""
 
     def __init__(
         self,
@@ -83,40 +86,26 @@ class DetectorSource(AttentionSource):
         self._strides: tuple[float, ...] | None = None
 
     @classmethod
-    def open(  # type: ignore[override]  # options are named, so that a wrong one is refused
+    def open(
         cls,
         row: Any,
         *,
         weights: Path | str | None = None,
         device: str = "cpu",
         dtype: str = "float32",
-        architecture: str | None = None,
-        config: Mapping[str, Any] | Path | str | None = None,
-        seed: int = 0,
-        image_size: int | Sequence[int] | None = None,
-        canvas: Canvas | Sequence[int] = "fixed",
-        threshold: float = 0.5,
-        max_objects: int = 20,
+        **options: Any,
     ) -> DetectorSource:
-        """Open a registry row; see the class. Raises ModelError, MissingDependencyError."""
-        loaded = load_detector(
-            row,
-            adapter=f"{cls.__module__}:{cls.__name__}",
-            weights=weights,
-            device=device,
-            dtype=dtype,
-            architecture=architecture,
-            config=config,
-            seed=seed,
-        )
-        return cls(
-            loaded,
-            row.family,
-            image_size=image_size,
-            canvas=canvas,
-            threshold=threshold,
-            max_objects=max_objects,
-        )
+        """Open a registry row; options see the class. Raises ModelError, UsageError, MissingDependencyError."""
+        known = (*_LOADING, *cls.options)
+        for name in options:
+            if name not in known:
+                raise UsageError(
+                    f"source {cls.__name__} takes no option {name!r}", remedy=f"its options: {', '.join(known)}"
+                )
+        loading = {name: options.pop(name) for name in _LOADING if name in options}
+        adapter = f"{cls.__module__}:{cls.__name__}"
+        loaded = load_detector(row, adapter=adapter, weights=weights, device=device, dtype=dtype, **loading)
+        return cls(loaded, row.family, **options)
 
     # ------------------------------------------------------------------------- what the model is
 
@@ -292,25 +281,31 @@ class DetectorSource(AttentionSource):
             chosen = targets.match(found, bound)[0]
         else:
             chosen = torch.tensor([int(row.object or 0) for row in bound.rows], dtype=torch.long)
-        weights = F.one_hot(chosen, found.queries).float().to(batch.inputs.device)
+        weights = F.one_hot(chosen, self._readout_width(found, batch)).float().to(batch.inputs.device)
         return {self._reading_site(): Readout(weights, "object query")}
+
+    def _readout_width(self, found: Detections, batch: Batch) -> int:
+        """Queries of the reading site; the object queries come first."""
+        return found.queries
 
     def _reading_site(self) -> str:
         return CROSS
 
     def flow(self, batch: Batch, outputs: Any) -> list[Step]:
         """Encoder layers, then the decoder's own and cross attention, layer by layer."""
-        steps: list[Step] = []
-        for site, layer in self._in_order():
-            steps.append(AttentionStep(CallKey(site.id, layer), site.query, site.key))
-        return steps
+        decoder = [site for site in self._sites if site.query == QUERIES]
+        return [*self._steps([s for s in self._sites if s not in decoder]), *self._steps(decoder)]
 
-    def _in_order(self) -> list[tuple[Site, int]]:
-        encoder = [s for s in self._sites if s.query == s.key == TOKENS]
-        decoder = [s for s in self._sites if s.query == QUERIES]
-        steps = [(site, layer) for site in encoder for layer in site.layers]
-        layers = sorted({layer for site in decoder for layer in site.layers})
-        return steps + [(s, layer) for layer in layers for s in decoder if layer in s.layers]
+    @staticmethod
+    def _steps(sites: Sequence[Site]) -> list[Step]:
+        """Layer by layer, and within a layer in the order in which the sites are declared."""
+        layers = sorted({layer for site in sites for layer in site.layers})
+        return [
+            AttentionStep(CallKey(site.id, layer), site.query, site.key)
+            for layer in layers
+            for site in sites
+            if layer in site.layers
+        ]
 
     def stream(self, batch: Batch) -> str:
         """The cells of the feature map."""
@@ -363,9 +358,9 @@ def _box(found: Detections, sample: int, query: int) -> tuple[float, float, floa
     return top, left, bottom, right
 
 
-def _canvas(canvas: Canvas | Sequence[int]) -> Canvas:
-    if canvas == "fixed" or canvas == "batch":
-        return canvas
+def _canvas(canvas: Any) -> Canvas:
+    if canvas in ("fixed", "batch"):
+        return canvas  # type: ignore[no-any-return]
     if isinstance(canvas, str) or len(canvas) != 2:
         raise UsageError(f"canvas {canvas!r} is not known", remedy="'fixed', 'batch' or (height, width)")
     return int(canvas[0]), int(canvas[1])

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DetrImageProcessor": _IMAGENET | _EDGES | {"do_pad": True},
     "RTDetrImageProcessor": _IMAGENET
     | {"size": {"height": 640, "width": 640}, "do_normalize": False, "do_pad": False},
+    "EomtImageProcessor": _IMAGENET | {"size": {"shortest_edge": 640, "longest_edge": 640}, "do_pad": False},
 }
 """What a processor does where its file leaves a field out; other processors of the family are aliases."""
 ALIASES = dict.fromkeys(

@@ -9,9 +9,10 @@ Kinds (``@match`` variants exist of each):
 - ``mask``: mean mask logit over the frozen mask.
 
 By query, the object is what query ``q`` says, whatever it says after a perturbation. By match (``class@match``),
-it is the query with the largest IoU x class probability among those whose box overlaps the frozen one by
-:data:`MATCH_IOU` or more; where there is none the object has vanished: probabilities and IoU scores are 0, a
-logit is the smallest that any query gives the class, a box edge is NaN.
+it is the query with the largest IoU x class probability among those whose box (or mask, for models without
+boxes) overlaps the frozen one by :data:`MATCH_IOU` or more; where there is none the object has vanished:
+probabilities and IoU scores are 0, a logit is the smallest that any query gives the class, a box edge or a
+mask's mean is NaN.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ MATCH_IOU = 0.5
 def kinds_of(*, boxes: bool, masks: bool) -> tuple[str, ...]:
     """Kinds of target that a model with or without boxes and masks has; ``class`` is the default."""
     plain = ("class", *((*EDGES, "iou_score") if boxes else ()), *(("mask",) if masks else ()))
-    return plain + tuple(f"{kind}{MATCH}" for kind in plain) if boxes else plain
+    return plain + tuple(f"{kind}{MATCH}" for kind in plain)
 
 
 # ------------------------------------------------------------------------------- binding
@@ -130,13 +131,22 @@ def match(found: Detections, bound: BoundTarget) -> tuple[Tensor, Tensor]:
     """Per row the query of largest IoU x class probability, and whether one overlaps by :data:`MATCH_IOU`."""
     sample = [row.sample for row in bound.rows]
     classes = [int(row.class_index or 0) for row in bound.rows]
-    if found.boxes is None:
-        raise UsageError("following an object by best match needs boxes, which this model does not give")
-    overlap = iou(found.boxes.detach()[sample], bound.context["box"].to(found.boxes)[:, None])
+    overlap = _overlap(found, bound, sample)
     near = overlap >= MATCH_IOU
     agreement = overlap * found.probabilities.detach()[sample, :, classes]
     query = torch.where(near, agreement, -1.0).argmax(-1)
     return query, near.any(-1)
+
+
+def _overlap(found: Detections, bound: BoundTarget, sample: list[int]) -> Tensor:
+    """IoU of every query's box (or mask, where there are no boxes) with each row's frozen one, (target, query)."""
+    if found.boxes is not None:
+        return iou(found.boxes.detach()[sample], bound.context["box"].to(found.boxes)[:, None])
+    assert found.masks is not None  # every model of the family gives boxes or masks
+    own = found.masks.detach()[sample].flatten(2) > 0
+    frozen = bound.context["mask"].to(own.device).flatten(1)[:, None]
+    shared, union = (own & frozen).sum(-1).float(), (own | frozen).sum(-1).float()
+    return shared / union.clamp_min(1)
 
 
 class _Rows:
@@ -183,4 +193,5 @@ class _Rows:
         assert self.found.masks is not None
         own = self.found.masks[self.sample, self.query].float()
         frozen = self.bound.context["mask"].to(own)
-        return (own * frozen).sum((-2, -1)) / frozen.sum((-2, -1)).clamp_min(1)
+        mean = (own * frozen).sum((-2, -1)) / frozen.sum((-2, -1)).clamp_min(1)
+        return torch.where(self.seen, mean, torch.nan)
