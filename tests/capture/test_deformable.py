@@ -124,3 +124,64 @@ def test_certificate_catches(mutant):
     else:
         levels = levels[::-1]
     assert check_record(DeformableRecord("x", weights, levels, out)).value_error > 1e-2
+
+
+class Discrete(Deformable):
+    """The same with whole cells taken by index instead of bilinear samples, as RT-DETRv2 offers it."""
+
+    def forward(self, points, logits, values):
+        weights = F.softmax(logits.flatten(-2), -1).view_as(logits)
+        self.weights = weights
+        sampled = []
+        for level, value in enumerate(values):
+            height, width = value.shape[-2:]
+            place = points[:, :, :, level].transpose(1, 2).flatten(0, 1).flatten(1, 2)
+            x = (place[..., 0] * width + 0.5).long().clamp(0, width - 1)
+            y = (place[..., 1] * height + 0.5).long().clamp(0, height - 1)
+            picture = torch.arange(B * H)[:, None].expand_as(x)
+            taken = value[picture, :, y, x]
+            sampled.append(taken.transpose(1, 2).reshape(B * H, D, Q, P))
+        flat = weights.transpose(1, 2).reshape(B * H, 1, Q, -1)
+        out = (torch.cat(sampled, -1) * flat).sum(-1).view(B, H * D, Q)
+        return out.transpose(1, 2).contiguous()
+
+
+def test_whole_cells_taken_by_index():
+    points, logits, values = call()
+    module = Discrete()
+    with torch.no_grad(), Tap(module) as tap:
+        out = module(points, logits, values)
+    (record,) = tap.records
+    truth = torch.zeros(B, H, Q, sum(h * w for h, w in SIZES))
+    start = 0
+    for level, (height, width) in enumerate(SIZES):
+        for b, h, q, p in torch.cartesian_prod(*map(torch.arange, (B, H, Q, P))).tolist():
+            x, y = points[b, q, h, level, p].tolist()
+            column, row = (
+                min(max(int(x * width + 0.5), 0), width - 1),
+                min(max(int(y * height + 0.5), 0), height - 1),
+            )
+            truth[b, h, q, start + row * width + column] += module.weights[b, q, h, level, p]
+        start += height * width
+    assert (record.rows(slice(None)) - truth).abs().max() < 1e-6
+    assert torch.allclose(record.rows([1, 4]), record.rows(slice(None))[:, :, [1, 4]])
+    assert check_record(record).value_error < 2e-6
+    flat = torch.cat([v.flatten(2) for v in values], -1).view(B, H, D, -1)
+    assert (torch.einsum("bhqk,bhdk->bqhd", truth, flat).flatten(2) - out).abs().max() < 1e-5
+    r = torch.rand(B, 1, Q)
+    assert torch.allclose(record.left(r), torch.einsum("bvq,bqk->bvk", r, truth.mean(1)), atol=1e-6)
+
+
+def test_other_indexing_is_no_sampling():
+    class Picks(nn.Module):
+        def forward(self, scores, values):
+            weights = F.softmax(scores, -1)
+            kept = values[torch.arange(2)[:, None], :, torch.ones(2, 3).long(), torch.zeros(2, 3).long()]
+            turned = values[torch.tensor([[1], [0]]), :, torch.ones(2, 3).long(), torch.zeros(2, 3).long()]
+            return (weights @ kept) + turned
+
+    module = Picks()
+    with torch.no_grad(), Tap(module) as tap:
+        module(torch.randn(2, 3, 3), torch.randn(2, 5, 4, 4))
+    (record,) = tap.records
+    assert record.form == "dense"

@@ -90,6 +90,8 @@ class Recorder(TorchDispatchMode):
             self.calls.append(Call(owner, name, None))
         elif name in SAMPLING_KERNELS:
             self._sampled(owner, args)
+        elif name == "index" and args[0].dim() == 4 and len(args[1]) == 4 and args[1][1] is None:
+            self._indexed(owner, args)
 
     def _scored(self, owner: str, name: str, scores: Tensor, dim: int) -> None:
         usual = scores[scores.abs() < HUGE]
@@ -102,6 +104,15 @@ class Recorder(TorchDispatchMode):
                 call.samples.append((args[0].detach(), args[1].detach(), bool(args[4])))
                 return
         self.calls.append(Call(owner, "grid_sampler_2d", None))
+
+    def _indexed(self, owner: str, args: tuple[Any, ...]) -> None:
+        """Whole cells taken by index are sampling at their centres."""
+        values, (_, _, y, x) = args
+        call = self.calls[-1]
+        size = torch.tensor(values.shape[:-3:-1])
+        points = (2 * torch.stack([x, y], -1) + 1) / size - 1
+        queries = call.weights.shape[1] if call.weights is not None else 1
+        call.samples.append((values.detach(), points.unflatten(1, (queries, -1)).double(), False))
 
 
 def softmax(scores: Tensor, dim: int) -> Tensor:

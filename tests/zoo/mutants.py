@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 
@@ -84,7 +85,7 @@ def transposed(record: Record) -> Record | None:
 
 def exchanged_axes(record: Record) -> Record | None:
     """Sampling points with x and y exchanged."""
-    if not isinstance(record, DeformableRecord):
+    if not isinstance(record, DeformableRecord) or not all(isinstance(s, Level) for s in record.levels):
         return None
     other = copy.copy(record)
     other.levels = tuple(Level(s.values, s.grid.flip(-1), s.align_corners) for s in record.levels)
@@ -93,7 +94,9 @@ def exchanged_axes(record: Record) -> Record | None:
 
 def shifted_pixels(record: Record) -> Record | None:
     """Sampling points half a pixel off: the other meaning of ``align_corners``."""
-    if not isinstance(record, DeformableRecord) or max(max(s.size) for s in record.levels) < 2:
+    if not isinstance(record, DeformableRecord) or not all(isinstance(s, Level) for s in record.levels):
+        return None
+    if max(max(s.size) for s in record.levels) < 2:
         return None
     other = copy.copy(record)
     other.levels = tuple(Level(s.values, s.grid, not s.align_corners) for s in record.levels)
@@ -117,6 +120,6 @@ def mutants(records: list[Record]) -> Iterator[tuple[str, int, Record]]:
             mutant = mutate(record)
             if mutant is not None:
                 yield kind, position, mutant
-    for position, (record, following) in enumerate(zip(records, records[1:], strict=False)):
+    for position, (record, following) in enumerate(pairwise(records)):
         if record.shape == following.shape and record.shape.keys > 1 and record.form == following.form:
             yield "shifted layer", position, following

@@ -36,10 +36,61 @@ class Level:
         """(height, width)."""
         return int(self.values.shape[-2]), int(self.values.shape[-1])
 
-    @property
-    def points(self) -> int:
+    def detach(self) -> Level:
+        """Without its graph."""
+        return Level(self.values.detach(), self.grid.detach(), self.align_corners)
+
+    def points(self, queries: int) -> int:
         """Sampling points of one query and head."""
         return int(self.grid.shape[-2])
+
+    def spread(self, heads: tuple[int, int], positions: Positions, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells ``(batch, head, row, 4 * point)`` that some rows' points take, and what of their weight."""
+        grid = self.grid.unflatten(0, heads)[:, :, positions].to(weights.dtype)
+        return _bilinear(grid, weights, self)
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """One pyramid level of one call whose points are whole cells, read by integer index (RT-DETRv2's "discrete").
+
+    ``values`` (batch * head, channel, height, width); ``cells`` (batch * head, query * point), row by row.
+    """
+
+    values: Tensor
+    cells: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return int(self.values.shape[-2]), int(self.values.shape[-1])
+
+    def detach(self) -> Gathered:
+        """Without its graph."""
+        return Gathered(self.values.detach(), self.cells)
+
+    def points(self, queries: int) -> int:
+        """Sampling points of one query and head."""
+        return int(self.cells.shape[-1]) // queries
+
+    def spread(self, heads: tuple[int, int], positions: Positions, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells ``(batch, head, row, point)`` of some rows' points, and their weight."""
+        by_query = self.cells.unflatten(-1, (-1, weights.shape[-1])).unflatten(0, heads)
+        return by_query[:, :, positions], weights
+
+
+def gathered(values: Tensor, index: object) -> Gathered | None:
+    """The level that ``values[picture, :, y, x]`` reads with integer tensors ``(picture, point)``; None otherwise."""
+    if values.dim() != 4 or not isinstance(index, tuple) or len(index) != 4 or index[1] != slice(None):
+        return None
+    picture, y, x = index[0], index[2], index[3]
+    whole = (torch.int64, torch.int32)
+    if not all(isinstance(t, Tensor) and t.dim() == 2 and t.dtype in whole for t in (picture, y, x)):
+        return None
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    if len(picture) != len(values) or not bool((picture == rows).all()):
+        return None
+    return Gathered(values, y.long() * values.shape[-1] + x.long())
 
 
 class DeformableRecord(Record):
@@ -53,10 +104,12 @@ class DeformableRecord(Record):
     via = "grid_sample"
     sums_to_one = False
 
-    def __init__(self, name: str, weights: Tensor, levels: Sequence[Level], out: Tensor | None = None) -> None:
+    def __init__(
+        self, name: str, weights: Tensor, levels: Sequence[Level | Gathered], out: Tensor | None = None
+    ) -> None:
         self.name = name
         batch, queries, heads = weights.shape[:3]
-        self.levels = tuple(Level(s.values.detach(), s.grid.detach(), s.align_corners) for s in levels)
+        self.levels = tuple(level.detach() for level in levels)
         # (batch, head, query, point): points of all levels side by side
         self.weights = weights.detach().reshape(batch, queries, heads, -1).transpose(1, 2)
         self.out = None if out is None else out.detach()
@@ -122,16 +175,15 @@ class DeformableRecord(Record):
         batch, heads, queries = self.shape[:3]
         return out.reshape(batch, heads, -1, queries).transpose(-1, -2)
 
-    def _corners(self, positions: Positions) -> Iterator[tuple[Level, Tensor, Tensor]]:
-        """Per level: flat cells and weight shares of all four corners, ``(batch, head, row, 4 * point)``."""
-        dtype = work_dtype(self.weights.dtype)
-        weights = self.weights[:, :, positions].to(dtype)
+    def _corners(self, positions: Positions) -> Iterator[tuple[Level | Gathered, Tensor, Tensor]]:
+        """Per level: flat cells and their shares of the weights, ``(batch, head, row, corner)``."""
+        batch, heads, queries = self.weights.shape[:3]
+        weights = self.weights[:, :, positions].to(work_dtype(self.weights.dtype))
         start = 0
         for level in self.levels:
-            grid = level.grid.unflatten(0, self.shape[:2])[:, :, positions].to(dtype)
-            part = weights[..., start : start + level.points]
-            start += level.points
-            yield level, *_bilinear(grid, part, level)
+            count = level.points(queries)
+            yield level, *level.spread((batch, heads), positions, weights[..., start : start + count])
+            start += count
 
 
 def _bilinear(grid: Tensor, weights: Tensor, level: Level) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 The tap reports each softmax and the operations after it. Weights are followed by identity through casts,
 reshapes and inactive dropout. Ending in a matrix product makes them materialised attention; ending in a
-weighted sum of ``grid_sample`` results makes them deformable attention; ending in neither, no attention.
+weighted sum of sampled values (``grid_sample``, or whole cells by index) makes them deformable attention; ending
+in neither, no attention.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.capture.deformable import DeformableRecord, Level
+from foveate.capture.deformable import DeformableRecord, Gathered, Level, gathered
 from foveate.capture.materialised import MaterialisedRecord
 from foveate.capture.records import Record
 
@@ -65,7 +66,7 @@ class Pending:
     weights: Tensor
     dim: int
     heads: int
-    levels: list[Level] = field(default_factory=list)
+    levels: list[Level | Gathered] = field(default_factory=list)
     aliases: list[int] = field(default_factory=list)
     weighed: bool = False
 
@@ -124,6 +125,17 @@ class Follower:
         for pending in reversed(self._pending):
             if exact and values.dim() == 4 and _around(pending.name, name):
                 pending.levels.append(Level(values, grid, bool(arguments.get("align_corners"))))
+                return
+
+    def gather(self, owner: Callable[[], str], args: tuple[Any, ...]) -> None:
+        """Values were indexed: with whole cells that is sampling without ``F.grid_sample``."""
+        if not self._pending or len(args) != 2 or not isinstance(args[1], tuple):
+            return
+        level = gathered(args[0], args[1])
+        name = owner() if level is not None else ""
+        for pending in reversed(self._pending):
+            if level is not None and _around(pending.name, name):
+                pending.levels.append(level)
                 return
 
     def weigh(self, args: tuple[Any, ...], out: Any) -> None:

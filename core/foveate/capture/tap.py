@@ -99,6 +99,7 @@ class Tap(TorchFunctionMode):
             F.scaled_dot_product_attention: self._attention,
             F.multi_head_attention_forward: self._multi_head,
             F.grid_sample: self._sample,
+            Tensor.__getitem__: self._gather,
             Tensor.mul: self._weigh,
             Tensor.__mul__: self._weigh,
             torch.mul: self._weigh,
@@ -184,6 +185,11 @@ class Tap(TorchFunctionMode):
     def _sample(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
         self._follower.sample(self._owner(), args, kwargs)
+        return out
+
+    def _gather(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        self._follower.gather(self._owner, args)
         return out
 
     def _weigh(self, func: Any, args: Any, kwargs: Any) -> Any:

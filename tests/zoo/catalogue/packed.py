@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zoo.species import Build, Species, model, noise, pixels, small, tower
+from zoo.species import Build, Species, model, noise, padded, pixels, small, tower
 
 GRID = ((1, 4, 4), (1, 2, 4))
 
@@ -42,13 +42,57 @@ def paddle() -> tuple[torch.nn.Module, dict[str, Any]]:
     return made, {"pixel_values": noise(1, 24, 3, 8, 8), "grid_thw": torch.tensor(GRID)}
 
 
-def minicpm() -> tuple[torch.nn.Module, dict[str, Any]]:
-    config = small("minicpmv4_6.MiniCPMV4_6VisionConfig", insert_layer_id=0)
-    inputs = {
-        "pixel_values": noise(1, 3, 8, 24 * 8),
-        "target_sizes": torch.tensor([[4, 4], [2, 4]], dtype=torch.int32),
-    }
-    return model("minicpmv4_6.MiniCPMV4_6VisionModel", config), inputs
+def minicpm(family: str) -> Build:
+    def build() -> tuple[torch.nn.Module, dict[str, Any]]:
+        config = small(f"{family}VisionConfig", insert_layer_id=0)
+        sizes = torch.tensor([[4, 4], [2, 4]], dtype=torch.int32)
+        return model(f"{family}VisionModel", config), {"pixel_values": noise(1, 3, 8, 24 * 8), "target_sizes": sizes}
+
+    return build
+
+
+def kosmos25() -> tuple[torch.nn.Module, dict[str, Any]]:
+    config = small("kosmos2_5.Kosmos2_5VisionConfig", patch_embed_hidden_size=48, max_num_patches=16)
+    places = torch.arange(1, 17).reshape(1, 16, 1).repeat(2, 1, 2) % 5
+    patches = torch.cat([places, noise(2, 16, 48)], -1)
+    return model("kosmos2_5.Kosmos2_5VisionModel", config), {"flattened_patches": patches, "attention_mask": padded(16)}
+
+
+def encoder(family: str) -> Build:
+    def build() -> tuple[torch.nn.Module, dict[str, Any]]:
+        made = model(f"{family}VisionEncoder", small(f"{family}VisionEncoderConfig"))
+        return made, {"inputs_embeds": noise(2, 12, 32), "num_patches": 6}
+
+    return build
+
+
+def chameleon() -> tuple[torch.nn.Module, dict[str, Any]]:
+    config = small(
+        "chameleon.ChameleonVQVAEConfig",
+        base_channels=32,
+        channel_multiplier=[1, 1],
+        num_res_blocks=1,
+        resolution=32,
+        latent_channels=8,
+        num_embeddings=20,
+        attn_resolutions=[16],
+    )
+    return model("chameleon.ChameleonVQVAEEncoder", config), {"pixel_values": pixels()}
+
+
+def emu3() -> tuple[torch.nn.Module, dict[str, Any]]:
+    config = small(
+        "emu3.Emu3VQVAEConfig",
+        base_channels=32,
+        channel_multiplier=[1, 1],
+        num_res_blocks=1,
+        attn_resolutions=[1],
+        hidden_size=32,
+        num_attention_heads=1,
+        codebook_size=20,
+        embed_dim=4,
+    )
+    return model("emu3.Emu3VQVAEEncoder", config), {"pixel_values": pixels(16, frames=4)}
 
 
 def gemma4() -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -66,6 +110,8 @@ def gemma4() -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 TABLE = {"embeddings": "the table of positions, sampled at the grid of the picture"}
+
+DEEPSTACK = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
 
 SPECIES = (
     Species(
@@ -188,7 +234,7 @@ SPECIES = (
             "cosmos3_edge.Cosmos3EdgeVisionConfig", "cosmos3_edge.Cosmos3EdgeVisionModel", frames=1, num_patches=16
         ),
     ),
-    Species("MiniCPM-V 4.6 vision", minicpm),
+    Species("MiniCPM-V 4.6 vision", minicpm("minicpmv4_6.MiniCPMV4_6")),
     Species("Step 3.7 vision", tower("step3p7.Step3p7Vision", mlp_ratio=2.0)),
     Species(
         "Molmo 2 vision",
@@ -274,4 +320,41 @@ SPECIES = (
             downsample_channels=[16, 16],
         ),
     ),
+    Species(
+        "GLM-4.5V MoE vision",
+        packed("glm4v_moe.Glm4vMoeVisionConfig", "glm4v_moe.Glm4vMoeVisionModel"),
+        ignored=TABLE,
+    ),
+    Species("GLM-5 vision", packed("glm5_next.Glm5NextVisionConfig", "glm5_next.Glm5NextVisionModel")),
+    Species("Qwen3-VL MoE vision", packed("qwen3_vl_moe.Qwen3VLMoeVisionConfig", "qwen3_vl_moe.Qwen3VLMoeVisionModel", **DEEPSTACK)),
+    Species("Qwen3.5 MoE vision", packed("qwen3_5_moe.Qwen3_5MoeVisionConfig", "qwen3_5_moe.Qwen3_5MoeVisionModel", num_position_embeddings=16)),
+    Species(
+        "Qwen2.5-Omni vision",
+        packed("qwen2_5_omni.Qwen2_5OmniVisionEncoderConfig", "qwen2_5_omni.Qwen2_5OmniVisionEncoder", window_size=32, fullatt_block_indexes=[1]),
+    ),
+    Species(
+        "Qwen3-Omni vision",
+        packed("qwen3_omni_moe.Qwen3OmniMoeVisionEncoderConfig", "qwen3_omni_moe.Qwen3OmniMoeVisionEncoder", **DEEPSTACK),
+    ),
+    Species("Muse Glimmer vision", packed("muse_glimmer.MuseGlimmerVisionConfig", "muse_glimmer.MuseGlimmerVisionModel", pos_emb_height=4, pos_emb_width=4)),
+    Species("MiniCPM-OCR vision", minicpm("minicpm_ocr.MiniCPMOcr")),
+    Species("MiniCPM-V 4.7 vision", minicpm("minicpmv4_7.MiniCPMV4_7")),
+    Species("Kosmos-2.5 vision", kosmos25),
+    Species(
+        "Unlimited-OCR SAM",
+        tower(
+            "unlimited_ocr.UnlimitedOcrSamVision",
+            lambda: {"pixel_values": pixels(48)},
+            cls="unlimited_ocr.UnlimitedOcrSamVisionEncoder",
+            image_size=48,
+            output_channels=16,
+            window_size=4,
+            global_attn_indexes=[1],
+            mlp_dim=48,
+            downsample_channels=[16, 16],
+        ),
+    ),
+    Species("DeepSeek-OCR 2 encoder", encoder("deepseek_ocr2.DeepseekOcr2")),
+    Species("Chameleon VQ encoder", chameleon),
+    Species("Emu3 VQ", emu3),
 )
