@@ -11,7 +11,8 @@ from foveate.cli import main
 from foveate.data.run import Run
 from foveate.data.validate import validate
 from foveate.errors import UsageError
-from foveate.study.demo import METHODS, run_demo
+from foveate.study.attribute_plan import DEFAULT_METHODS
+from foveate.study.demo import run_demo
 from foveate.study.story import PHOTOS
 
 
@@ -27,7 +28,7 @@ def test_demo_tells_the_whole_story(tmp_path):
     assert all((tmp_path / path).is_file() for path in told["files"])
     assert {path.rpartition(".")[2] for path in told["files"]} >= {"csv", "json", "md", "png", "txt"}
     run = Run.open(out / "rim-vit.zarr")
-    assert {f"attributions/{name}" for name in METHODS} <= set(run.products())
+    assert {f"attributions/{name}" for name in DEFAULT_METHODS} <= set(run.products())
     assert not validate(out / "rim-vit.zarr")
     assert not validate(out / "photos.zarr")
 

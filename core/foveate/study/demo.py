@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.errors import UsageError
+from foveate.study.attribute_plan import DEFAULT_METHODS
 from foveate.study.story import Say, Story, StoryReport
 
 if TYPE_CHECKING:
@@ -23,20 +24,6 @@ UNTRAINED = "foveate/rim-vit-untrained"
 SHUFFLED = "foveate/rim-vit-shuffled"
 HELD_OUT_SEED = 20_261_121
 """Seed of the demo's pictures; training and its validation use other seeds (training/rim_vit.py)."""
-METHODS = (
-    "readout",
-    "rollout",
-    "grad_attention",
-    "chefer_iccv21",
-    "legrad",
-    "gradcam",
-    "saliency_abs",
-    "inputxgrad_abs",
-    "ig",
-    "ig_abs",
-    "occlusion",
-)
-"""KernelSHAP and LIME take longer than all of these together: ``foveate attribute -m kernelshap`` adds them."""
 TWIN_METHODS = ("readout", "saliency_abs")
 
 
@@ -61,7 +48,7 @@ class Demo(Story):
         run = self.step("capture", lambda: self.capture_discs(model, pictures))
         photos = self.step("photos", lambda: self.capture_photos(model))
         self.step("metrics", lambda: self.measure(run))
-        self.step("attribute", lambda: self.attribute(run, model, METHODS, batch_size=32))
+        self.step("attribute", lambda: self.attribute(run, model, DEFAULT_METHODS, batch_size=32))
         self.step("faithfulness", lambda: self.score(run, model))
         self.step("compare", lambda: self.compare_twin(run, pictures))
         self.step("figures", lambda: self.draw_all(run, photos))
