@@ -21,10 +21,12 @@ def tapped_forward(
     *,
     needed: Sequence[Site],
     grad: bool = False,
+    make_tap: Callable[..., Tap] = Tap,
 ) -> tuple[Outputs, Claims]:
     """Run ``source.forward`` once; ``take`` gets each claimed record as soon as its call is complete.
 
-    Raises CaptureError where a layer of ``needed`` was not seen. An exception in the model leaves it as it was.
+    ``make_tap`` makes a tap that sees more where one is wanted. Raises CaptureError where a layer of ``needed``
+    was not seen. An exception in the model leaves it as it was.
     """
     claims = Claims(source)
 
@@ -33,7 +35,7 @@ def tapped_forward(
         if call is not None:
             take(call, record)
 
-    tap = Tap(source.module, sink, heads=claims.heads, grad=grad)
+    tap = make_tap(source.module, sink, heads=claims.heads, grad=grad)
     with eager_stance(source.module), tap:
         outputs = source.forward(batch, grad=grad)
     # A softmax of a declared module counts even where the tap could not follow it to its values.

@@ -60,6 +60,14 @@ class MaterialisedRecord(Record):
         """A V as the model computed it, ``(batch, head, query, channel)``, where a plain product was seen."""
         return None if self._product is None else self._product[2].reshape(*self.shape[:3], -1)
 
+    @property
+    def v(self) -> Tensor | None:
+        """V of that product, ``(batch, head, key, channel)``; None where heads or samples share it."""
+        batch, heads, _, keys = self.shape
+        if self._product is None or self._product[1].shape[:-2].numel() != batch * heads:
+            return None
+        return self._product[1].reshape(batch, heads, keys, -1)
+
     def light(self) -> MaterialisedRecord:
         """Without values and output."""
         return MaterialisedRecord(self.name, self.weights, linked=self.linked, over_keys=self.sums_to_one)

@@ -193,7 +193,7 @@ class ProductScores(Scores):
 
     def restored(self, out: Tensor) -> Tensor:
         """The result of the changed call in the model's own layout."""
-        return out.reshape(self._layout)
+        return out if out.shape == self._layout else out.reshape(self._layout)
 
     def _additive(self) -> Tensor:
         if self._mask is None:
