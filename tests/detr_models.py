@@ -156,6 +156,35 @@ EOMT = {
     "num_upscale_blocks": 1,
     "num_register_tokens": 1,
 }
+YOLOS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "image_size": [64, 96],
+    "patch_size": 16,
+    "num_detection_tokens": 7,
+    "num_labels": 3,
+}
+GROUNDED = DEFORMABLE | {
+    "backbone_config": SWIN | {"out_features": ["stage2", "stage3", "stage4"]},
+    "text_config": {
+        "model_type": "bert",
+        "vocab_size": 1100,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+    },
+    "max_text_len": 16,
+}
+TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+OWL = {
+    "vision_config": TOWER | {"image_size": 96, "patch_size": 16},
+    "text_config": TOWER | {"vocab_size": 60, "max_position_embeddings": 8},
+    "projection_dim": 32,
+}
+PROMPTS = {"prompts": ["a cat", "a dog", "a grey bird"]}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DETR": ("detr", DENSE),
     "DETR segmentation": (
@@ -176,6 +205,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Mask2Former": ("mask2former", MASKED | {"backbone_config": PYRAMID}),
     "OneFormer": ("oneformer", ONEFORMER),
     "EoMT": ("eomt", EOMT),
+    "YOLOS": ("yolos", YOLOS),
+    "Grounding DINO": ("grounding-dino", GROUNDED),
+    "OWLv2": ("owlv2", OWL),
 }
 """Name -> (family, configuration)."""
 FIXED: dict[str, Any] = {
@@ -184,9 +216,15 @@ FIXED: dict[str, Any] = {
     "D-FINE": {"image_size": (96, 128)},
     "RF-DETR": {"image_size": (96, 96)},
     "EoMT": {"image_size": (64, 64)},
+    "YOLOS": {"image_size": (64, 96)},
+    "OWLv2": {},
 }
 """Models that resize every image to one size."""
-OPTIONS: dict[str, Any] = {"OneFormer": {"task_inputs": [5, 9, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0]}}
+OPTIONS: dict[str, Any] = {
+    "OneFormer": {"task_inputs": [5, 9, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0]},
+    "Grounding DINO": PROMPTS | {"prompt_ids": [[7, 8], [7, 9], [7, 11, 12]]},
+    "OWLv2": PROMPTS | {"prompt_ids": [[1, 5, 9], [1, 6, 9], [1, 7, 8, 9]]},
+}
 EDGES = (64, 128)
 """Shortest and longest edge of the other models' inputs."""
 
@@ -203,7 +241,10 @@ def tiny(name: str, *, seed: int = 0, sharpness: float = 4.0, **options: Any) ->
     return source
 
 
-SHARPENED = ("q_proj", "k_proj", "q_content", "k_content", "q_pos", "k_pos", "in_proj", "attention_weights")
+SHARPENED = (
+    *("q_proj", "k_proj", "q_content", "k_content", "q_pos", "k_pos", "in_proj", "attention_weights"),
+    *("query.weight", "key.weight"),
+)
 
 
 @torch.no_grad()

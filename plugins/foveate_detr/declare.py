@@ -62,4 +62,28 @@ def foveate_sources() -> list[SourceSpec]:
             requires=_REQUIRES,
             remedy=_REMEDY,
         ),
+        SourceSpec(
+            name="yolos",
+            target="foveate_detr.encoder_only:EncoderDetectorSource",
+            summary="YOLOS: object queries are tokens of a plain vision transformer",
+            capabilities=_CAPABILITIES,
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
+        SourceSpec(
+            name="grounding-dino",
+            target="foveate_detr.grounded:GroundedSource",
+            summary="Grounding DINO: open vocabulary, words and picture read together",
+            capabilities=_CAPABILITIES | {"text"},
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
+        SourceSpec(
+            name="owlv2",
+            target="foveate_detr.owl:OwlSource",
+            summary="OWLv2: open vocabulary, every patch proposes one object",
+            capabilities=_CAPABILITIES | {"text"},
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
     ]

@@ -281,11 +281,16 @@ class DetectorSource(AttentionSource):
             chosen = targets.match(found, bound)[0]
         else:
             chosen = torch.tensor([int(row.object or 0) for row in bound.rows], dtype=torch.long)
-        weights = F.one_hot(chosen, self._readout_width(found, batch)).float().to(batch.inputs.device)
+        row = self._reading_row(chosen, batch)
+        weights = F.one_hot(row, self._readout_width(found, batch)).float().to(batch.inputs.device)
         return {self._reading_site(): Readout(weights, "object query")}
 
+    def _reading_row(self, chosen: Tensor, batch: Batch) -> Tensor:
+        """Positions of object queries among the reading site's queries."""
+        return chosen
+
     def _readout_width(self, found: Detections, batch: Batch) -> int:
-        """Queries of the reading site; the object queries come first."""
+        """How many queries the reading site has."""
         return found.queries
 
     def _reading_site(self) -> str:

@@ -31,6 +31,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DetrImageProcessor": _IMAGENET | _EDGES | {"do_pad": True},
     "RTDetrImageProcessor": _IMAGENET
     | {"size": {"height": 640, "width": 640}, "do_normalize": False, "do_pad": False},
+    "Owlv2ImageProcessor": {
+        "size": {"height": 960, "width": 960},
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+        "resample": 2,
+        "do_pad": False,
+    },
     "EomtImageProcessor": _IMAGENET | {"size": {"shortest_edge": 640, "longest_edge": 640}, "do_pad": False},
 }
 """What a processor does where its file leaves a field out; other processors of the family are aliases."""
