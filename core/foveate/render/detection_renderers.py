@@ -8,7 +8,9 @@ from typing import Any
 from foveate.interfaces import Renderer
 from foveate.render import detection_run as read
 from foveate.render import selection as pick
-from foveate.render.detection import cross_objects, film_strip, objects
+from foveate.render.detection import DetectedObject, cross_objects, film_strip, objects
+from foveate.render.detection_points import deformable
+from foveate.render.detection_sampled import sampled
 
 MOST_OBJECTS = 11
 """Objects drawn where no --count is given, best first; the title says where there are more."""
@@ -60,14 +62,42 @@ class CrossObjects(Renderer):
         return cross_objects(found, table, panels[0], rule, title=title).save(out)
 
 
-def _found(run: Any, given: dict[str, Any]) -> tuple[int, list[read.DetectedObject]]:
+class Points(Renderer):
+    """Where deformable attention sampled."""
+
+    name = "points"
+    draws = "one sample of a deformable detector: an object's sampling points and the row that they make"
+
+    def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
+        """Options: sample, site, layer, head, query (an object query; the surest object's by default).
+
+        The model is opened and run again on this sample. ``scale`` is always lift.
+        """
+        given = pick.options_for(("sample", "site", "layer", "head", "query"), options, self.name)
+        query = given.pop("query", None)
+        position = pick.position_of(selection, given.pop("sample", read.first_with_objects(selection)))
+        one = _object(selection, position, query)
+        points, splat, rule = sampled(selection, position, one.query, **given)
+        title = f"{selection.samples['id'].values[position]}: where query {one.query} ({one.name}) sampled"
+        return deformable(points, splat, rule, title=title, one=one).save(out)
+
+
+def _object(run: Any, position: int, query: int | None) -> DetectedObject:
+    """The object of a query, or the surest one; a query that found nothing has no label and no box."""
+    if query is None:
+        return read.objects_of(run, position, at_most=1)[0]
+    named = [one for one in read.answers_of(run, position) if one.query == query]
+    return named[0] if named else DetectedObject("no answer kept", float("nan"), query)
+
+
+def _found(run: Any, given: dict[str, Any]) -> tuple[int, list[DetectedObject]]:
     """The sample asked for, or the first with an object, and its objects; takes these options out of ``given``."""
     count = int(given.pop("count", MOST_OBJECTS))
     position = pick.position_of(run, given.pop("sample", read.first_with_objects(run)))
     return position, read.objects_of(run, position, at_most=count)
 
 
-def _title(run: Any, position: int, found: list[read.DetectedObject], about: str) -> str:
+def _title(run: Any, position: int, found: list[DetectedObject], about: str) -> str:
     name, every = str(run.samples["id"].values[position]), len(read.objects_of(run, position))
     some = f", the best {len(found)} of {every} objects" if len(found) < every else ""
     return f"{name}: {about}{some}"

@@ -32,22 +32,26 @@ def objects_of(run: Run, position: int, *, at_most: int | None = None) -> list[D
 
     Raises UsageError where the model answers for no objects, or none is above the threshold.
     """
-    answers = run.predictions
-    if "object" not in answers:
+    answers, threshold = answers_of(run, position), threshold_of(run)
+    found = [one for one in answers if one.score > threshold][:at_most]
+    if not found:
+        best = f"best score {answers[0].score:.2f}" if answers else "no answer was kept"
+        raise UsageError(
+            f"sample {run.samples['id'].values[position]!r}: no object above the threshold {threshold:g} ({best})",
+            remedy="choose another --sample, or capture again with --option threshold=0.1",
+        )
+    return found
+
+
+def answers_of(run: Run, position: int) -> list[DetectedObject]:
+    """Every stored answer of one sample, best first. Raises UsageError where answers belong to no queries."""
+    if "object" not in run.predictions:
         raise UsageError(
             f"{run.path}: the answers of {run.model_id} belong to no object queries",
             remedy="capture a detector, or use --kind triptych",
         )
-    threshold = threshold_of(run)
-    row = answers.isel(sample=position)
-    kept = [i for i, score in enumerate(row["score"].values) if score > threshold][:at_most]
-    if not kept:
-        raise UsageError(
-            f"sample {run.samples['id'].values[position]!r}: no object above the threshold {threshold:g} "
-            f"(best score {float(row['score'].values[0]):.2f})",
-            remedy="choose another --sample, or capture again with --option threshold=0.1",
-        )
-    return [_object(row, i) for i in kept]
+    row = run.predictions.isel(sample=position)
+    return [_object(row, rank) for rank, query in enumerate(row["object"].values) if query >= 0]
 
 
 def first_with_objects(run: Run) -> int:
