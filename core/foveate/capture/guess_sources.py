@@ -41,6 +41,15 @@ WEIGHTED: frozenset[Callable[..., Any]] = frozenset(
 )
 """Functions whose first argument is data and whose others are weights, which are no tokens."""
 
+SHAPES: frozenset[Callable[..., Any]] = frozenset(
+    {Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to}
+)
+"""Functions that take no more than the shape or dtype of their second argument."""
+CONSTANTS: frozenset[Callable[..., Any]] = frozenset(
+    {torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.randn_like, torch.rand_like}
+)
+"""Functions whose result is made from nothing that the argument holds."""
+
 
 class Root(NamedTuple):
     """What tokens are made from: ``kind`` is "input", "call" or "parameter"; ``name`` says which."""
@@ -158,8 +167,8 @@ class DataFlow(TorchFunctionMode):
             self._multiply(func, args, operands, out)
         elif func in WEIGHTED:
             self._memory.set(out, _Trail(self._memory.get(operands[0]).roots if operands else NOTHING))
-        else:
-            self._pass_on(func, operands, out)
+        elif func not in CONSTANTS:
+            self._pass_on(func, operands[:1] if func in SHAPES else operands, out)
 
     def _pass_on(self, func: Any, operands: list[Tensor], out: Tensor) -> None:
         trails = [self._memory.get(tensor) for tensor in operands]

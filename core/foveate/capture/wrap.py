@@ -28,6 +28,7 @@ from foveate.capture.wrap_capture import Collector, Matcher, Rows, WrappedCaptur
 from foveate.capture.wrap_group import FoundSite, group
 from foveate.capture.wrap_observe import observe, refuse_hidden, sample_axis, samples_of
 from foveate.capture.wrap_run import (
+    Heads,
     Inputs,
     eager,
     plain_module,
@@ -44,14 +45,19 @@ if TYPE_CHECKING:
 GroupName = Literal["frame", "window", "track", "position"]
 
 
-def wrap(model: nn.Module, *inputs: Any, samples: int | None = None, **kwargs: Any) -> Wrapped:
+def wrap(
+    model: nn.Module, *inputs: Any, samples: int | None = None, heads: int | None = None, **kwargs: Any
+) -> Wrapped:
     """Find the attention of any ``torch.nn.Module`` by running it on an example: ``model(*inputs, **kwargs)``.
 
-    ``samples`` says how many samples the example holds, where the first tensor does not tell. The model
-    is left as it was. Raises CaptureError for what the tap could not see or would see wrongly: no attention,
+    ``samples`` says how many samples the example holds, where the first tensor does not tell; ``heads`` how many
+    heads share the first axis with the samples in calls of three axes, where the module does not tell
+    (``num_heads`` and the like). The model is left as it was.
+
+    Raises CaptureError for what the tap could not see or would see wrongly: no attention,
     kernels outside torch, other threads, scripted code, ``torch.func`` transforms, active dropout.
     """
-    return Wrapped(model, Inputs(inputs, kwargs), samples=samples)
+    return Wrapped(model, Inputs(inputs, kwargs), samples=samples, heads=heads)
 
 
 class Wrapped:
@@ -61,12 +67,15 @@ class Wrapped:
     cannot follow (see there before trusting that nothing is missing).
     """
 
-    def __init__(self, model: nn.Module, example: Inputs, *, samples: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, example: Inputs, *, samples: int | None = None, heads: int | None = None
+    ) -> None:
         self.module = plain_module(model)
         refuse_transforms(example)
         refuse_dropout(self.module)
         self.example = example
-        observation = observe(self.module, example)
+        self.heads = Heads(self.module, heads)
+        observation = observe(self.module, example, self.heads)
         self._axis = sample_axis(example, observation.calls)
         count = samples_of(example, self._axis) if samples is None else samples
         self._samples = samples
@@ -94,7 +103,7 @@ class Wrapped:
         """
         given = self._given(inputs, kwargs)
         collector = Collector(self.sites, self._wanted(sites, rows), tuple(reductions), topk)
-        with torch.no_grad(), eager(self.module), Tap(self.module, collector.take):
+        with torch.no_grad(), eager(self.module), Tap(self.module, collector.take, heads=self.heads):
             outputs = given.run(self.module)
         certificate = Certificate(collector.checks, dict(self.elsewhere))
         certificate.require()
@@ -114,7 +123,7 @@ class Wrapped:
             refuse_hidden(record)
             found[matcher.take(record)] = record
 
-        with torch.set_grad_enabled(grad), eager(self.module), Tap(self.module, take, grad=grad):
+        with torch.set_grad_enabled(grad), eager(self.module), Tap(self.module, take, heads=self.heads, grad=grad):
             outputs = given.run(self.module)
         matcher.require(self.sites)
         if grad:

@@ -23,7 +23,7 @@ from foveate.capture.guess_sources import DataFlow
 from foveate.capture.owners import Owners
 from foveate.capture.records import Record, Shape
 from foveate.capture.tap import Tap
-from foveate.capture.wrap_run import Inputs, eager, one_thread, refuse_batched
+from foveate.capture.wrap_run import Heads, Inputs, eager, one_thread, refuse_batched
 from foveate.errors import CaptureError
 from foveate.interfaces import SiteForm
 
@@ -55,11 +55,11 @@ class Observation:
     identical: bool
 
 
-def observe(module: nn.Module, inputs: Inputs) -> Observation:
+def observe(module: nn.Module, inputs: Inputs, heads: Heads) -> Observation:
     """Run the model twice on an example. Raises CaptureError where attention ran that the tap did not see."""
     with torch.no_grad(), eager(module), one_thread(module):
         plain, kernels = _counted(module, inputs)
-        calls, elsewhere, outputs = _watched(module, inputs)
+        calls, elsewhere, outputs = _watched(module, inputs, heads)
     _compare(kernels, calls, elsewhere)
     before, after = list(tensors(plain)), list(tensors(outputs))
     identical = len(before) == len(after) and all(
@@ -80,7 +80,7 @@ def _counted(module: nn.Module, inputs: Inputs) -> tuple[Any, Counter[str]]:
     return outputs, kernels
 
 
-def _watched(module: nn.Module, inputs: Inputs) -> tuple[list[Seen], Counter[str], Any]:
+def _watched(module: nn.Module, inputs: Inputs, heads: Heads) -> tuple[list[Seen], Counter[str], Any]:
     calls: list[Seen] = []
     numbers: Counter[str] = Counter()
     flow = DataFlow(module, inputs.named())
@@ -94,7 +94,7 @@ def _watched(module: nn.Module, inputs: Inputs) -> tuple[list[Seen], Counter[str
         calls.append(Seen(path, numbers[path], shape, record.form, owner, record.sums_to_one, guess))
         numbers[path] += 1
 
-    with flow, _same_randomness(), Tap(module, sink) as tap:
+    with flow, _same_randomness(), Tap(module, sink, heads=heads) as tap:
         outputs = inputs.run(module)
     return calls, Counter(record.name for record in tap.unlinked), outputs
 

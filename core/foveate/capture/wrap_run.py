@@ -117,6 +117,25 @@ def refuse_detached(records: Iterable[Record]) -> None:
         )
 
 
+HEAD_COUNTS = ("num_heads", "n_heads", "nhead", "n_head", "num_attention_heads", "heads")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads lie in the first axis of calls with three axes: as said, else as the module says."""
+
+    module: nn.Module
+    said: int | None = None
+
+    def __call__(self, path: str) -> int | None:
+        """Heads of the module at ``path``; None where nothing tells."""
+        if self.said is not None:
+            return self.said
+        owner = self.module.get_submodule(path)
+        known = (getattr(owner, name, None) for name in HEAD_COUNTS)
+        return next((count for count in known if isinstance(count, int) and count > 0), None)
+
+
 @contextmanager
 def eager(module: nn.Module) -> Iterator[None]:
     """Compiled modules and functions run eagerly: compiled code shows no calls."""

@@ -276,30 +276,46 @@ class WrappedSource(AttentionSource):
 
 
 def follow(wrapped: Wrapped, logits: Logits | None) -> FoundFlow:
-    """Run the example with its graph and find the flow."""
-    module, main = wrapped.module, main_input(wrapped.example)
-    image = dict(wrapped.example.named())[main]
-    leaf = image.detach().clone().requires_grad_() if image.is_floating_point() else image
-    inputs = wrapped.example.mapped(lambda tensor: leaf if tensor is image else tensor)
-    flow = DataFlow(module, inputs.named(), keep=True)
-    matcher, calls = Matcher(wrapped.sites), []
+    """Run the example once more, with its graph, and find the flow."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf, inputs = _with_leaf(wrapped.example)
+        flow = DataFlow(wrapped.module, inputs.named(), keep=True)
+        calls = _Calls(wrapped, flow)
+        tap = Tap(wrapped.module, calls.take, heads=wrapped.heads, grad=True)
+        with eager(wrapped.module), flow, tap:
+            outputs = inputs.run(wrapped.module)
+            answer = answer_of(outputs, logits)
+        outcome = flow.roots(answer) if answer is not None else _all_roots(flow, outputs)
+        usable = leaf if image_size(leaf) and leaf.requires_grad else None
+        return FlowFinder(calls.found, wrapped.samples, usable, outcome).run(answer)
 
-    def take(record: Record) -> None:
-        key, shape = matcher.take(record), record.shape
-        reading = flow.latest
+
+class _Calls:
+    """Collects each record with what data flow saw of it."""
+
+    def __init__(self, wrapped: Wrapped, flow: DataFlow) -> None:
+        self.found: list[FlowCall] = []
+        self._flow, self._matcher = flow, Matcher(wrapped.sites)
+
+    def take(self, record: Record) -> None:
+        key, reading = self._matcher.take(record), self._flow.latest
         if reading is None or record.form == "deformable":
             raise CaptureError(
                 f"wrap: {record.name} samples points; how its tokens lie cannot be guessed",
                 remedy="such a model needs a plugin; capture() works",
             )
-        calls.append(FlowCall(key, shape, reading))
+        self.found.append(FlowCall(key, record.shape, reading))
 
-    with torch.inference_mode(False), torch.enable_grad(), eager(module), flow, Tap(module, take, grad=True):
-        outputs = inputs.run(module)
-        answer = answer_of(outputs, logits)
-    outcome = flow.roots(answer) if answer is not None else _all_roots(flow, outputs)
-    usable = leaf if image_size(leaf) and leaf.requires_grad else None
-    return FlowFinder(calls, wrapped.samples, usable, outcome).run(answer)
+
+def _with_leaf(example: Inputs) -> tuple[Tensor, Inputs]:
+    """The main input as a leaf of a new graph, and all arguments with it (usable outside of inference mode)."""
+    image = dict(example.named())[main_input(example)]
+    leaf = image.detach().clone()
+    if leaf.is_floating_point():
+        leaf.requires_grad_()
+    usable = {id(tensor): tensor.clone() for _, tensor in example.named() if tensor.is_inference()}
+    usable[id(image)] = leaf
+    return leaf, example.mapped(lambda tensor: usable.get(id(tensor), tensor))
 
 
 def _all_roots(flow: DataFlow, outputs: Any) -> Roots:
