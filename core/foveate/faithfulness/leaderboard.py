@@ -16,6 +16,7 @@ import numpy as np
 
 from foveate.errors import UsageError
 from foveate.faithfulness.agreement import captum_ceiling, excess
+from foveate.faithfulness.objects import beyond_own_place, mean_over_objects
 from foveate.stats.intervals import Interval, bootstrap_mean
 from foveate.stats.paired import Comparison, compare_family
 
@@ -83,13 +84,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """``rows`` best first under ``main``; ``pairwise`` compares the first method with every other row."""
+    """``rows`` best first under ``main``; ``pairwise`` compares the first method with every other row.
+
+    ``beyond`` compares every ranked method with the object's own box and mask, by control, for targets on objects.
+    """
 
     rows: tuple[Row, ...]
     main: ProtocolKey
     protocols: tuple[ProtocolKey, ...]
     n: int
     pairwise: Mapping[str, Comparison] = field(default_factory=dict)
+    beyond: Mapping[str, Mapping[str, Comparison]] = field(default_factory=dict)
     ceilings: Mapping[str, Interval] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
 
@@ -122,7 +127,7 @@ def build_leaderboard(
     names = [str(name) for name in scores["method"].values]
     if RANDOM not in names:
         raise UsageError(f"leaderboard: the scores have no {RANDOM!r} row to compare with, only {names}")
-    table = _protocol_table(_per_image(scores["area"]), names)
+    table = _protocol_table(mean_over_objects(scores["area"]), names)
     main = main or next(iter(table))
     if main not in table:
         raise UsageError(f"leaderboard: no scores for ({main}); there are {'; '.join(map(str, table))}")
@@ -139,6 +144,12 @@ def build_leaderboard(
         protocols=tuple(table),
         n=int(np.isfinite(table[main][RANDOM]).sum()),
         pairwise=_pairwise(table[main], rows, main, seed),
+        beyond=beyond_own_place(
+            table[main],
+            [row.method for row in rows if row.is_ranked],
+            lower_is_better=main.lower_is_better,
+            seed=seed,
+        ),
         ceilings=_ceilings(scores, agreement, seed),
         facts=dict(scores.attrs),
     )
@@ -185,10 +196,6 @@ def _row(scores: xr.Dataset, agreement: xr.Dataset | None, name: str, evidence: 
 def _may_rank(scores: xr.Dataset, name: str) -> bool:
     role = str(scores["role"].sel({"method": name}).item())
     return role != CONTROL and _value(scores, "converged", name) >= CONVERGED_SHARE
-
-
-def _per_image(values: xr.DataArray) -> xr.DataArray:
-    return values.mean("target", skipna=True) if "target" in values.dims else values
 
 
 def _protocol_table(areas: xr.DataArray, names: list[str]) -> dict[ProtocolKey, dict[str, np.ndarray]]:
@@ -256,7 +263,8 @@ def _pairwise(
 def _localisation(scores: xr.Dataset, name: str, seed: int) -> dict[str, Interval]:
     if "localisation" not in scores:
         return {}
-    values = _per_image(scores["localisation"]).sel({"method": name})
+    values = scores["localisation"].sel({"method": name})
+    values = values.mean("target", skipna=True) if "target" in values.dims else values
     found = {str(m): bootstrap_mean(values.sel(measure=m).values, seed=seed) for m in scores["measure"].values}
     return {measure: interval for measure, interval in found.items() if interval.n}
 

@@ -9,6 +9,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from foveate.faithfulness.leaderboard import ORACLE, RANDOM
+from foveate.faithfulness.objects import OWN_PLACE
+from foveate.faithfulness.readings import MATCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +23,6 @@ WIDTH = 120
 """Characters a line of the caption in a terminal."""
 FEW_IMAGES = 20
 """Below this many images the caption warns."""
-_LOCALISATION = {"pointing": "pointing", "roc_auc": "ROC-AUC", "mass_accuracy": "mass in mask"}
 _AGREEMENT = {"spearman": "Captum rho", "top_overlap": "top 10 %"}
 
 
@@ -64,6 +65,7 @@ def to_dict(board: Leaderboard) -> dict[str, Any]:
         "caption": caption(board),
         "rows": [record(board, row) for row in board.rows],
         "best_against": {name: _comparison(one) for name, one in board.pairwise.items()},
+        "beyond": {c: {name: _comparison(one) for name, one in all_.items()} for c, all_ in board.beyond.items()},
         "agreement_ceilings": {name: interval._asdict() for name, interval in board.ceilings.items()},
     }
     return {key: _finite(value) for key, value in everything.items()}
@@ -124,13 +126,36 @@ def _how(board: Leaderboard) -> list[str]:
         "is better/worse than random.",
     ]
     if any(row.localisation for row in board.rows):
+        place = "the object's own predicted box" if _of_boxes(board) else "the mask"
         lines.append(
-            "Pointing, ROC-AUC, mass in mask: does the map point at the mask? Not faithfulness: a model may use "
-            "what lies outside it."
+            f"{', '.join(_localisation_names(board).values())}: does the map point at {place}? Not faithfulness: "
+            "a model may use what lies outside it."
         )
+    if any(key.scale.endswith(MATCH) for key in board.protocols):
+        lines.append(_match_words(board))
     if any(row.agreement for row in board.rows):
         lines.append(_agreement_words(board))
     return lines
+
+
+def _of_boxes(board: Leaderboard) -> bool:
+    return board.facts.get("localisation_of") == "own box"
+
+
+def _localisation_names(board: Leaderboard) -> dict[str, str]:
+    """Column headings by measure."""
+    inside = "own box" if _of_boxes(board) else "mask"
+    return {"pointing": "pointing", "roc_auc": "ROC-AUC", "mass_accuracy": f"mass in {inside}"}
+
+
+def _match_words(board: Leaderboard) -> str:
+    share = board.facts.get("vanished_share")
+    known = isinstance(share, float) and math.isfinite(share)
+    return (
+        "Objects are followed by their query (probability, logit) and by best match (probability@match). An "
+        "object that no answer matches any more has vanished and scores 0"
+        + (f"; so it was in {share:.0%} of the pictures." if known else ".")
+    )
 
 
 def _agreement_words(board: Leaderboard) -> str:
@@ -156,7 +181,9 @@ def _findings(board: Leaderboard) -> list[str]:
     ]
     if board.pairwise and board.ranked:
         lines.append(_best_words(board))
-    control = next((row for row in board.controls if row.method not in (ORACLE, RANDOM)), None)
+    lines += [_beyond_words(control, found) for control, found in board.beyond.items()]
+    knowing = (ORACLE, RANDOM, *OWN_PLACE)
+    control = next((row for row in board.controls if row.method not in knowing), None)
     if control is not None and board.ranked:
         ahead = [row.method for row in board.ranked if board.rows.index(row) < board.rows.index(control)]
         lines.append(
@@ -164,6 +191,16 @@ def _findings(board: Leaderboard) -> list[str]:
             f"methods ahead of it: {_list(ahead)}."
         )
     return lines
+
+
+def _beyond_words(control: str, found: Mapping[str, Comparison]) -> str:
+    named = {v: [name for name, one in found.items() if one.verdict == v] for v in ("better", "worse")}
+    rest = [name for name in found if name not in (*named["better"], *named["worse"])]
+    words = control.replace("_", " ")
+    return (
+        f"Better than the object's {words}, filled evenly: {_list(named['better'])}. Worse: "
+        f"{_list(named['worse'])}. Inconclusive: {_list(rest)}. Only the first explain more than its place."
+    )
 
 
 def _best_words(board: Leaderboard) -> str:
@@ -198,10 +235,11 @@ def _caveats(board: Leaderboard) -> list[str]:
 
 def _cells(board: Leaderboard) -> list[list[str]]:
     """Header and lines; methods and controls together in the order of the main score, unranked ones last."""
-    localised = [name for name in _LOCALISATION if any(name in row.localisation for row in board.rows)]
+    names = _localisation_names(board)
+    localised = [name for name in names if any(name in row.localisation for row in board.rows)]
     agreed = [name for name in _AGREEMENT if any(name in row.agreement for row in board.rows)]
     header = ["rank", "range", "method", "deletion ↓", "insertion ↑", f"{board.main.mode} - random [95 %]"]
-    header += ["verdict", "better on", "+/-", *(_LOCALISATION[name] for name in localised)]
+    header += ["verdict", "better on", "+/-", *(names[name] for name in localised)]
     header += [_AGREEMENT[name] for name in agreed]
     lines = []
     for row in (*(r for r in board.rows if r.is_ranked or r.is_control), *board.unranked):

@@ -22,10 +22,12 @@ from foveate.faithfulness.curves import area_under, forward_count
 from foveate.faithfulness.leaderboard import (
     CONTROL,
     CONVERGED_SHARE,
+    RANDOM,
     Leaderboard,
     ProtocolKey,
     build_leaderboard,
 )
+from foveate.faithfulness.readings import MATCH, vanished_share
 from foveate.faithfulness.scoring import score_maps
 from foveate.faithfulness.tables import to_csv, to_dict, to_markdown, to_text
 from foveate.study.faithfulness_inputs import stored_maps
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = Settings()
 SCORES, AGREEMENT = "faithfulness/scores", "faithfulness/agreement"
+VANISHES = "probability" + MATCH
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,25 @@ def _scores(job: Job) -> xr.Dataset:
         coords={name: curves[name] for name in ("method", "mode", "baseline", "scale", "target", "sample")},
         attrs={key: value for key, value in curves.attrs.items() if key not in ("product_hash", "commit_batch")},
     )
+    if VANISHES in curves["scale"].values:
+        gone = _vanished(curves)
+        data["vanished"] = gone.transpose("method", "sample", ...)
+        data.attrs["vanished_share"] = float(gone.mean())
     if "localisation" in curves:
         data["localisation"] = curves["localisation"].transpose("method", "sample", ...)
     return data
+
+
+def _vanished(curves: xr.Dataset) -> xr.DataArray:
+    """Share of a curve's pictures in which nothing matches the object: the dims of curves but ``step``.
+
+    NaN for "random", whose curve is a mean of many.
+    """
+    followed = curves["curve"].sel(scale=VANISHES, drop=True)
+    share = xr.DataArray(vanished_share(followed.values), dims=followed.dims[:-1])
+    known = followed.notnull().all("step") & (followed["method"] != RANDOM)
+    words = "share of the pictures in which nothing matches the object"
+    return share.where(known.drop_vars("method")).assign_attrs(long_name=words)
 
 
 def _agreement(job: Job) -> xr.Dataset:
