@@ -57,7 +57,7 @@ def _smooth_resize(values: NDArray[np.float32], rows: int, columns: int) -> NDAr
     factors = np.array([values.shape[0] / rows, values.shape[1] / columns, 1.0])
     smooth = ndimage.gaussian_filter(values, np.maximum(0, (factors - 1) / 2), mode="mirror")
     resized = ndimage.zoom(smooth, 1 / factors, order=1, mode="mirror", grid_mode=True)
-    return np.clip(resized, values.min(), values.max()).astype(np.float32)
+    return np.asarray(np.clip(resized, values.min(), values.max()), np.float32)
 
 
 class OwlSource(DetectorSource):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,7 +31,8 @@ def clip_ids(loaded: Loaded, labels: Sequence[str], given: Sequence[Sequence[int
     """Token ids of each prompt, (prompt, token), padded as OWLv2's processor does."""
     if given is not None:
         return _table(given, labels)
-    length = int(loaded.model.config.text_config.max_position_embeddings)
+    config: Any = loaded.model.config
+    length = int(config.text_config.max_position_embeddings)
     encoded = open_tokenizer(loaded)(list(labels), padding="max_length", max_length=length, truncation=True)
     return torch.as_tensor(encoded["input_ids"], dtype=torch.long)
 

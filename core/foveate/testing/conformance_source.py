@@ -12,7 +12,7 @@ import numpy as np
 
 from foveate.errors import UsageError
 from foveate.geometry import CellGrid, tokens_to_cells
-from foveate.interfaces import AttentionStep, CallKey, Sample, Target
+from foveate.interfaces import AttentionStep, CallKey, Sample, Target, TokenAxis
 from foveate.plugins.opening import check_expect, find_row, open_source
 from foveate.testing.kit import Kit
 from foveate.testing.squares import Square, assert_lit, middle, painted, visible_cells
@@ -142,12 +142,19 @@ class SourceConformance(Kit):
             if site.key != stream:
                 continue
             axis = self.source.label(CallKey(site.id, site.layers[0]), batch, outputs).key
-            _, tiled = tokens_to_cells(np.zeros(len(axis)), axis)
+            finest = max(_levels(axis), key=len)  # a pyramid's other levels tile the same area in larger cells
+            _, tiled = tokens_to_cells(np.zeros(len(finest)), finest)
             assert tiled.shape == grid.shape, (
                 f"{site.id}: its patch tokens form a {tiled.shape} grid, but cells() is {grid.shape}"
             )
             for edges, wanted in ((tiled.y, grid.y), (tiled.x, grid.x)):
                 assert np.allclose(edges, wanted), f"{site.id}: tokens have edges {edges}, cells() {wanted}"
+            for level in _levels(axis):
+                _, other = tokens_to_cells(np.zeros(len(level)), level)
+                ends = (other.y[0], other.y[-1], other.x[0], other.x[-1])
+                assert np.allclose(ends, (tiled.y[0], tiled.y[-1], tiled.x[0], tiled.x[-1])), (
+                    f"{site.id}: a level spans {ends}, the finest {tiled.y[-1]} x {tiled.x[-1]}"
+                )
             return
         raise AssertionError(f"no site has the stream {stream!r} as its keys")
 
@@ -311,6 +318,12 @@ class SourceConformance(Kit):
             return self.source.encode([painted(square)])
         except UsageError as error:
             self.skip(f"takes no picture: {error.message}")
+
+
+def _levels(axis: TokenAxis) -> list[TokenAxis]:
+    """The patch tokens of each pyramid level; one entry where there is no pyramid."""
+    patches = axis.take(axis.where("patch").tolist())
+    return [patches.take(np.flatnonzero(patches.level == level).tolist()) for level in np.unique(patches.level)]
 
 
 class _MidwayError(Exception):
