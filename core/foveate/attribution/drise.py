@@ -22,10 +22,10 @@ from foveate.attribution.objects import own_predictions
 from foveate.attribution.pixels import AGREEMENT, Cost, seed_agreement
 from foveate.attribution.pooling import pixel_grid
 from foveate.attribution.seeding import sample_seed
+from foveate.detection.boxes import iou
 from foveate.errors import UsageError
 from foveate.geometry import regrid
 from foveate.interfaces import Attribution, AttributionMap
-from foveate.stats.detection import box_overlap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,12 +161,13 @@ def similarities(targets: Sequence[Prediction], answers: Sequence[Sequence[Predi
     the paper's cosine of class vectors is 1 for the same class, else 0.
     """
     found = np.zeros((len(answers), len(targets)))
-    places = np.array([target.box for target in targets], np.float64)
+    places = torch.tensor([target.box for target in targets], dtype=torch.float64)
     for picture, row in enumerate(answers):
         row = [one for one in row if _usable(one)]
         if not row:
             continue
-        overlap = box_overlap(places, np.array([one.box for one in row], np.float64))
+        boxes = torch.tensor([one.box for one in row], dtype=torch.float64)
+        overlap = iou(places[:, None], boxes[None]).numpy()
         scores = np.array([one.score for one in row])
         same = np.array([[_same_class(target, one) for one in row] for target in targets])
         found[picture] = (overlap * scores * same).max(1)

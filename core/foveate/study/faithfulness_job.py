@@ -180,7 +180,7 @@ def _nothing(job: Job, samples: int, methods: int) -> dict[str, NDArray[np.float
     protocol = job.scoring.protocol
     steps = protocol.counts(job.run.grid.areas.size).size
     curve = (samples, job.targets, methods, len(MODES), len(protocol.baselines), len(protocol.scales), steps)
-    shapes = {"curve": curve}
+    shapes: dict[str, tuple[int, ...]] = {"curve": curve}
     if job.localises:
         shapes["localisation"] = (samples, job.targets, methods, len(LOCALISATION))
     return {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
