@@ -12,6 +12,7 @@ from foveate.capture.norms import NormWeights, value_error
 from foveate.capture.value_paths import ValueTap, trace_values
 from foveate.errors import CaptureError, UsageError
 from foveate.interfaces import CallKey
+from foveate.metrics.artefacts import find_artefacts, without_tokens
 from foveate.testing.tiny import SITE, TinyConfig, TinySource, tiny_samples
 
 ALL = slice(None)
@@ -199,3 +200,40 @@ def test_a_path_that_cannot_be_followed_is_an_error():
         NormWeights(path, "all")
     with pytest.raises(UsageError, match="needs the residual"):
         NormWeights(path).mixing_ratio()
+
+
+def test_what_every_key_moves_is_the_mean_of_rows():
+    path = path_of(Layer())
+    for parts in ("attention", "residual", "norm"):
+        weights = NormWeights(path, parts)
+        torch.testing.assert_close(weights.received(), weights.rows(ALL).mean(1))
+
+
+def test_planted_artefacts_are_found_in_a_model():
+    """Patches that every query attends to, with norms far above the rest: found by both signs, and removed."""
+    source = TinySource(TinyConfig(image=64))
+    model, planted = source.module, [9, 30]
+    with torch.no_grad():
+        model.position.mul_(0.3)
+        # all queries look for the direction that the planted tokens carry
+        direction = torch.zeros(model.config.width)
+        direction[0] = 60.0
+        model.position[0, planted] += direction
+        attention = model.blocks[1].attention
+        attention.qkv.weight[: 2 * model.config.width].mul_(0.05)
+        attention.qkv.bias[: model.config.width].fill_(1.0)
+        attention.qkv.weight[model.config.width : 2 * model.config.width, 0] = 3.0
+    batch = source.encode(tiny_samples(2, height=64, width=64))
+    paths = trace_values(source, batch)
+    path = paths[CallKey(SITE, 1)]
+    key = source.label(CallKey(SITE, 1), batch, None).key
+    received = path.record.stats().received.mean(1)
+    found = find_artefacts(received, path.token_norms(), key=key)
+    assert [sorted(row.nonzero().flatten().tolist()) for row in found.flagged] == [planted, planted]
+    rows = path.record.rows([0])
+    left, removed = without_tokens(rows, found.flagged[:, None])
+    torch.testing.assert_close(left.nansum(-1), torch.ones(2, 3, 1))
+    torch.testing.assert_close(removed, rows[..., planted].sum(-1))
+    assert removed.min() > 0.5
+    with pytest.raises(CaptureError, match="residual"):
+        path_of(Block("sdpa")).token_norms()

@@ -1,4 +1,4 @@
-"""Value paths of transformers' own models: found without names, and equal to explicit vectors where names are known."""
+"""Value paths of transformers' own models: found without names, equal to explicit vectors by their names."""
 
 import pytest
 import torch

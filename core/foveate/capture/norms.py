@@ -87,6 +87,13 @@ class NormWeights:
                 square = square + self._residual_part(rows, index)
             return square.clamp_min(0).sqrt() / self._deviation(index)[..., None]
 
+    def received(self) -> Tensor:
+        """What every key moves on average: the mean of :meth:`rows` over queries, ``(batch, key)``, float64."""
+        total = torch.zeros(self.shape.batch, self.shape.keys, dtype=torch.float64, device=self.path.record.device)
+        for positions in self.path.record.positions():
+            total += self.rows(positions).sum(1)
+        return total / self.shape.queries
+
     def mixing_ratio(self) -> Tensor:
         """Share of the context: ||sum_{j != i} c_ij|| / (that + ||c_ii||), ``(batch, query)``, float64.
 

@@ -66,6 +66,13 @@ class ValuePath:
         """(batch, heads, queries, keys)."""
         return self.record.shape
 
+    def token_norms(self) -> Tensor:
+        """||x_i|| of the residual stream that this call adds to, float32 ``(batch, query)``."""
+        if self.residual is None:
+            raise missing(self, "residual")
+        norms: Tensor = torch.linalg.vector_norm(self.residual.float(), dim=-1)
+        return norms
+
 
 @dataclass(eq=False)
 class _Trail:
