@@ -7,13 +7,13 @@ site. YOLOS takes no padding mask, so images of one batch must have one size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from foveate.interfaces import Batch, TokenAxis
 from foveate_detr.detections import Detections
 from foveate_detr.detector import ENCODER, TOKENS, DetectorSource
-from foveate_vit.preprocess import Recipe
+from foveate_detr.preprocess import SteppedRecipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,26 +21,13 @@ if TYPE_CHECKING:
     from foveate_detr.preprocess import PaddedRecipe
 
 
-@dataclass(frozen=True)
-class WholePatches(Recipe):
-    """A recipe whose resized sides are rounded down to multiples of 16, as YOLOS's processor does."""
-
-    step: int = 16
-
-    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
-        rows, columns = super()._resized_size(height, width)
-        if self.exact is not None:
-            return rows, columns
-        return max(rows - rows % self.step, self.step), max(columns - columns % self.step, self.step)
-
-
 class EncoderDetectorSource(DetectorSource):
     """YOLOS; options as :class:`DetectorSource`. For mixed shapes give ``image_size``."""
 
     def _recipe(self, loaded: Any, image_size: Any, canvas: Any) -> PaddedRecipe:
         padded = super()._recipe(loaded, image_size, canvas)
-        recipe = WholePatches(**{f.name: getattr(padded.recipe, f.name) for f in fields(Recipe)})
-        return replace(padded, recipe=recipe, pads=False)
+        step = int(loaded.model.config.patch_size)
+        return replace(padded, recipe=SteppedRecipe.over(padded.recipe, step, up=False), pads=False)
 
     def _per_sample(self, mask: Tensor) -> Mapping[str, Tensor]:
         return {}

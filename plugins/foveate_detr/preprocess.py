@@ -8,8 +8,9 @@ through the convolutions). Here the canvas is fixed by default: the same numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.
 _EDGES = {"size": {"shortest_edge": 800, "longest_edge": 1333}}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "DetrImageProcessor": _IMAGENET | _EDGES | {"do_pad": True},
+    "MaskFormerImageProcessor": _IMAGENET | _EDGES | {"size_divisor": 32},
     "RTDetrImageProcessor": _IMAGENET
     | {"size": {"height": 640, "width": 640}, "do_normalize": False, "do_pad": False},
     "Owlv2ImageProcessor": {
@@ -48,12 +50,32 @@ ALIASES = dict.fromkeys(
         "YolosImageProcessor",
         "GroundingDinoImageProcessor",
         "RfDetrImageProcessor",
-        "Mask2FormerImageProcessor",
-        "MaskFormerImageProcessor",
         "OneFormerImageProcessor",
     ),
     "DetrImageProcessor",
-)
+) | {"Mask2FormerImageProcessor": "MaskFormerImageProcessor"}
+
+
+@dataclass(frozen=True)
+class SteppedRecipe(Recipe):
+    """A recipe whose resized sides are stretched to multiples of ``step``: rounded down (YOLOS) or ``up``
+    (MaskFormer, Mask2Former).
+    """
+
+    step: int = 1
+    up: bool = True
+
+    @classmethod
+    def over(cls, recipe: Recipe, step: int, *, up: bool) -> SteppedRecipe:
+        """``recipe`` with stepped sides."""
+        return cls(**{f.name: getattr(recipe, f.name) for f in fields(Recipe)}, step=step, up=up)
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = super()._resized_size(height, width)
+        return (rows, columns) if self.exact is not None else (self._stepped(rows), self._stepped(columns))
+
+    def _stepped(self, side: int) -> int:
+        return max(-(-side // self.step) if self.up else side // self.step, 1) * self.step
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +93,15 @@ class PaddedRecipe:
 
     ``canvas``: ``"fixed"`` is the smallest square that holds every image (the recipe's longest edge),
     ``"batch"`` the largest image of the batch as transformers does, or (height, width). Sides are rounded up
-    to multiples of ``divisor``. Without ``pads`` images of one batch must have one size.
+    to multiples of ``divisor``. Without ``pads`` images of one batch must have one size. Padding is 0 in
+    normalised units, the training set's mean colour, or with ``black`` a black pixel (EoMT pads first).
     """
 
     recipe: Recipe
     pads: bool = True
     canvas: Canvas = "fixed"
     divisor: int = 1
+    black: bool = False
 
     @classmethod
     def read(
@@ -90,13 +114,15 @@ class PaddedRecipe:
         given = {key: value for key, value in (config or {}).items() if value is not None}
         name = str(given.get("image_processor_type") or given.get("feature_extractor_type") or default)
         name = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-        fields = DEFAULTS.get(ALIASES.get(name, name), {}) | given | {"image_processor_type": name}
-        pads = bool(fields.get("do_pad", given.get("pad_and_return_pixel_mask", True)))
-        if isinstance(fields.get("pad_size"), Mapping) and canvas == "fixed":
-            canvas = (int(fields["pad_size"]["height"]), int(fields["pad_size"]["width"]))
-        if int(fields.get("size_divisor") or 0) > 0:
-            divisor = max(divisor, int(fields["size_divisor"]))
-        return cls(Recipe.read(_edges(fields), default=name), pads, canvas, divisor)
+        given = DEFAULTS.get(ALIASES.get(name, name), {}) | given | {"image_processor_type": name}
+        pads = bool(given.get("do_pad", given.get("pad_and_return_pixel_mask", True)))
+        if isinstance(given.get("pad_size"), Mapping) and canvas == "fixed":
+            canvas = (int(given["pad_size"]["height"]), int(given["pad_size"]["width"]))
+        recipe = Recipe.read(_edges(given), default=name)
+        step = int(given.get("size_divisor") or 0)
+        if step > 1:
+            return cls(SteppedRecipe.over(recipe, step, up=True), pads, canvas, math.lcm(divisor, step))
+        return cls(recipe, pads, canvas, divisor)
 
     def at(self, height: int, width: int) -> PaddedRecipe:
         """The same recipe with every image resized to exactly (height, width), and no padding."""
@@ -117,7 +143,7 @@ class PaddedRecipe:
         """All samples on one canvas. Raises SampleError naming the sample that cannot be used or does not fit."""
         pairs = [self._one(sample) for sample in samples]
         height, width = self._common([values.shape[1:] for values, _ in pairs])
-        inputs = np.zeros((len(pairs), 3, height, width), np.float32)
+        inputs = np.broadcast_to(self._fill(), (len(pairs), 3, height, width)).copy()
         mask = np.zeros((len(pairs), height, width), np.int64)
         geometry = []
         for i, (values, placed) in enumerate(pairs):
@@ -133,6 +159,14 @@ class PaddedRecipe:
             return self.recipe(sample.pixels)
         except SampleError as error:
             raise SampleError(f"sample {sample.id!r}: {error.message}", remedy=error.remedy) from error
+
+    def _fill(self) -> NDArray[np.float32]:
+        """What padding is made of, (channel, 1, 1)."""
+        recipe = self.recipe
+        if not self.black or recipe.mean is None or recipe.std is None:
+            return np.zeros((3, 1, 1), np.float32)
+        dark = -np.asarray(recipe.mean, np.float32) / np.asarray(recipe.std, np.float32)
+        return np.asarray(dark.reshape(3, 1, 1), np.float32)
 
     def _common(self, sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
         fixed = self.size()

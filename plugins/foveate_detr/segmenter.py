@@ -214,9 +214,14 @@ class EncoderSegmenterSource(SegmenterSource):
         return (float(self._module.config.patch_size),)
 
     def _recipe(self, loaded: Any, image_size: Any, canvas: Any) -> Any:
-        """Positions are learned for one size, so that every image is resized to it."""
+        """Positions are learned for one square, in which every image is fitted (the crops that the semantic
+        checkpoints' processor makes would be several inputs of one image).
+        """
         side = int(loaded.model.config.image_size)
-        return super()._recipe(loaded, image_size or (side, side), canvas)
+        padded = super()._recipe(loaded, image_size, (side, side))
+        if padded.recipe.exact is None:
+            padded = replace(padded, recipe=replace(padded.recipe, edge=side, longest=side))
+        return replace(padded, black=True)
 
     def _tokens(self, batch: Batch) -> TokenAxis:
         registers = int(self._module.config.num_register_tokens)

@@ -13,11 +13,16 @@ class TestPlugin(PluginConformance):
     entry_point = "detr"
 
 
+TOLERANCES = {"Mask2Former": 2e-3, "OneFormer": 2e-3}
+"""Rounding differs with the batch, and a mask logit within rounding of 0 opens or blocks one key more."""
+
+
 def kit(case: str) -> type[SourceConformance]:
     """One battery for one tiny model."""
 
     class Battery(SourceConformance):
         target = Target(object=2, scale="logit")
+        tolerance = TOLERANCES.get(case, 1e-4)
 
         def open(self) -> Any:
             return tiny(case)
