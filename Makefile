@@ -2,6 +2,7 @@
 #
 #   make demo    the whole job on a small trained model, results in demo/
 #   make test    lint, types, import arrows, tests, the example package, the wheel
+#   make zoo     the engine on some two hundred transformers architectures, into docs/zoo.md (a minute or two)
 #
 # Everything is installed into .venv; constraints.txt fixes the versions. Repeated calls install nothing.
 
@@ -15,7 +16,7 @@ EXAMPLE := examples/foveate-example
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test lint unit clean
+.PHONY: help demo demo-real test lint unit zoo clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ lint: $(VENV)/.dev
 # One thread a worker: two workers on two cores must not fight for them.
 unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests $(EXAMPLE)
+
+zoo: $(VENV)/.dev
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m zoo.run --write docs/zoo.md
 
 clean:
 	rm -rf $(VENV) demo demo-real build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,7 +1,8 @@
 """Which architectures run the same attention code under another name?
 
-transformers copies whole attention classes from model to model. Two are the same code here if their sources agree once
-docstrings, annotations and the names of models are taken away, so that a zoo of sixty copies cannot pass for sixty.
+transformers copies whole attention classes from model to model. Two are the same code here if their sources
+agree once docstrings, annotations and the names of models are taken away, so that a zoo of sixty copies cannot
+pass for sixty.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import textwrap
 
 
 def fingerprint(cls: type) -> str:
-    """The class's source without its own name, docstrings, comments and annotations, and the same of its bases here."""
+    """A class's source (and its bases', of the same file) without model names, docstrings and annotations."""
     parts = [base for base in cls.__mro__ if base.__module__ == cls.__module__]
     return "\n".join(_plain(base) for base in parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import traceback
 from collections import Counter
@@ -35,6 +36,7 @@ class Report:
     name: str
     model: str = ""
     attention: tuple[type, ...] = ()
+    folders: frozenset[str] = frozenset()
     sites: int = 0
     calls: int = 0
     via: Counter[str] = field(default_factory=Counter)
@@ -52,7 +54,13 @@ class Report:
     seconds: float = 0.0
 
 
-class Interrupted(Exception):
+def folder_of(cls: type) -> str:
+    """The folder of transformers' models that defines a class; empty for others."""
+    found = re.match(r"transformers\.models\.(\w+)\.", cls.__module__)
+    return found[1] if found else ""
+
+
+class InterruptedForwardError(Exception):
     """Raised inside a forward, on purpose."""
 
 
@@ -139,6 +147,7 @@ def heads_of(model: nn.Module, path: str, species: Species) -> int | None:
 def _describe(report: Report, model: nn.Module, records: list[Record], kernels: int, matrixless: str) -> None:
     report.sites, report.calls, report.kernels = len({r.name for r in records}), len(records), kernels
     report.via = Counter(r.via for r in records)
+    report.folders = frozenset(folder_of(type(part)) for part in model.modules())
     owners = {type(model.get_submodule(record.name)) for record in records}
     report.attention = tuple(sorted(owners, key=lambda cls: (cls.__module__, cls.__qualname__)))
     if bool(records) == bool(matrixless):
@@ -197,14 +206,14 @@ def _interrupt(
         return
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
-        raise Interrupted
+        raise InterruptedForwardError
 
     owner = model.get_submodule(records[len(records) // 2].name)
     handle = (owner if owner is not model else next(model.children())).register_forward_hook(stop)
     before = module_state(model)
     try:
         tapped(model, run, species)
-    except Interrupted:
+    except InterruptedForwardError:
         pass
     else:
         report.failures.append("the exception in mid-forward was not raised")

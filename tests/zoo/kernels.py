@@ -1,7 +1,7 @@
 """What the kernels computed, read below Python: the reference where a model offers no matrices of its own.
 
-A ``TorchDispatchMode`` sees the inputs of every softmax and fused attention kernel of a *plain* forward (no tap) and
-computes the weights anew in float64. It shares nothing with the engine but the way to name the running module.
+A ``TorchDispatchMode`` sees the inputs of every softmax and fused attention kernel of a *plain* forward (no tap)
+and computes the weights anew in float64. It shares nothing with the engine but the way to name the running module.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ HUGE = 1e4  # what stands for -inf in masks is no score
 class Call:
     """One softmax or fused kernel: its owner, its weights in float64, and where its values were sampled.
 
-    ``largest`` is the largest finite |score|: float32 knows it to 6e-8 of itself, and exp turns that into a relative
-    error of the weights.
+    ``largest`` is the largest finite |score|: float32 knows it to 6e-8 of itself, and exp turns that into a
+    relative error of the weights.
     """
 
     owner: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import torch
 
@@ -120,6 +119,11 @@ def mutants(records: list[Record]) -> Iterator[tuple[str, int, Record]]:
             mutant = mutate(record)
             if mutant is not None:
                 yield kind, position, mutant
-    for position, (record, following) in enumerate(pairwise(records)):
-        if record.shape == following.shape and record.shape.keys > 1 and record.form == following.form:
-            yield "shifted layer", position, following
+        other = next((r for r in records[position + 1 :] if _stands_for(record, r)), None)
+        if other is not None:
+            yield "shifted layer", position, other
+
+
+def _stands_for(record: Record, other: Record) -> bool:
+    same = record.shape == other.shape and record.form == other.form
+    return same and record.name != other.name and record.shape.keys > 1

@@ -47,10 +47,10 @@ class Species:
     """``name`` as in the table; ``build`` gives a model (on its default attention) and the inputs of a forward.
 
     ``ignored`` maps module paths (or patterns with ``*``) whose softmax or grid-sample is not attention to the
-    reason; ``uniform`` those whose attention cannot be peaked, whatever the weights; ``heads`` patterns of module
-    paths to their number of heads, where calls have three axes; ``sharpen`` further names of the parameters that make
-    q and k; ``not_eager`` says why the model's eager path is no reference, ``matrixless`` why nothing can be recorded;
-    ``note`` is printed in the table.
+    reason; ``uniform`` those whose attention cannot be peaked, whatever the weights; ``heads`` patterns of paths
+    to their number of heads, where calls have three axes; ``sharpen`` further parts of names of the parameters
+    that make q and k; ``not_eager`` says why the eager path is no reference, ``matrixless`` why nothing can be
+    recorded; ``note`` is printed in the table.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Species:
 def small(kind: str | type, /, **given: Any) -> Any:
     """A configuration of class ``kind`` with :data:`SMALL` sizes in it and in its parts, then ``given``.
 
-    ``given`` may name a part (``vision_config``) by a mapping of what differs in it, by a configuration, or by None
-    (the class's own default).
+    ``given`` may name a part (``vision_config``) by a mapping of what differs in it, by a configuration, or by
+    None (the class's own default).
     """
     cls = found(kind) if isinstance(kind, str) else kind
     fields = {f.name for f in dataclasses.fields(cls)}
@@ -91,7 +91,7 @@ def model(kind: str, config: Any) -> nn.Module:
 
 
 def found(kind: str) -> Any:
-    """A class that transformers exports, or ``<folder>.<class>`` or ``<folder>.<file>.<class>`` for one that it does not."""
+    """A class that transformers exports; else ``<folder>.<class>`` or ``<folder>.<file>.<class>``."""
     import transformers
 
     *folder, name = kind.split(".")
@@ -124,7 +124,7 @@ def padded(length: int = 9, *, batch: int = 2, missing: int = 3) -> Tensor:
 
 
 def tower(kind: str, inputs: Callable[[], dict[str, Any]] | None = None, /, cls: str = "", **given: Any) -> Build:
-    """``<kind>Model`` (or ``cls``) on a small ``<kind>Config``; by default it sees two pictures of its own size."""
+    """``<kind>Model`` (or ``cls``) on a small ``<kind>Config``; by default it sees two pictures of its size."""
 
     def build() -> tuple[nn.Module, dict[str, Any]]:
         options = dict(given)

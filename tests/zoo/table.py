@@ -11,37 +11,48 @@ from pathlib import Path
 
 from zoo.aliases import fingerprint
 from zoo.compare import CAUGHT, EAGER_TOLERANCE, TOLERANCE
+from zoo.coverage import left_out
 from zoo.examine import Report
 from zoo.weights import PEAKED
 
 HEAD = """\
 # The zoo
 
-What the engine gives on {count} architectures of transformers {transformers}, each a tiny random model on its default
-(fast) attention. Written by `make zoo`; do not edit. Last full run: {date}, Python {python}, torch {torch}, CPU, float32,
-{seconds:.0f} s on one thread. Every test run repeats a fixed dozen ([`tests/zoo`](../tests/zoo)).
+What the engine gives on {count} architectures of transformers {transformers}: tiny random models on their default
+(fast) attention. Written by `make zoo`; do not edit. Last full run: {date}, Python {python}, torch {torch},
+CPU, float32, {seconds:.0f} s on one thread. Every test run repeats a fixed choice ([tests/zoo](../tests/zoo)).
 
-**{passed} of {count} pass**; they run {distinct} distinct pieces of attention code (classes whose source differs by more
-than names; the other {aliases} rows are named as aliases). {calls} calls were checked, {eager} of them against matrices
-that the model itself returned.
+**{passed} of {count} pass**; they run {distinct} distinct pieces of attention code (classes whose source differs
+by more than names; {aliases} rows run none that an earlier row does not, and are marked `=`). {calls} calls were
+checked, {eager} of them against matrices that the model itself returned.
 
-Weights are drawn anew and q and k scaled until the median row entropy of every call is below {peaked} ln K: on random
-initialisation attention is uniform to five digits and any comparison succeeds. Then, for each architecture:
+Weights are drawn anew, and q and k scaled until the median row entropy of every call is below {peaked} ln K: on
+random initialisation attention is uniform to five digits and any comparison succeeds. Then, for each:
 
-- **error**: largest |A - reference| / max |reference| of any call. References are the kernels' own inputs, recorded below
-  Python in a forward without the tap and evaluated in float64 (bound {tolerance:.0e}, plus 4 · 6e-8 of the largest score:
-  float32 does not know it better), and `output_attentions` of a twin on eager attention where the model returns
-  matrices (bound {eager_tolerance:.0e}: two forwards drift apart). Deformable attention: sampling a one-hot picture of every cell.
+- **error**: largest |A - reference| / max |reference| of any call. References are the kernels' own inputs,
+  recorded below Python in a forward without the tap and evaluated in float64 (bound {tolerance:.0e}, plus
+  4 · 6e-8 of the largest score: float32 does not know it better), and the `output_attentions` of a twin on eager
+  attention, where the model returns matrices (bound {eager_tolerance:.0e}, plus ten times the same: two forwards
+  drift apart). For deformable attention: torch's own sampling of a one-hot picture of every cell.
 - **PV**: A times V against the output of the model's own attention call.
-- **census**: every softmax, attention and grid-sample kernel that ran is a recorded call, or is ignored for the reason given.
-- **mutants**: records with heads swapped, scale lost, mask or bias lost, queries and keys exchanged, another layer's weights
-  in their place, sampling axes exchanged, pixels shifted by half. Caught: off by more than {caught:.0e}. Made wherever the
-  change is one by construction; "lost scale" and "lost mask" need a call that gets q, k and a mask (SDPA), since weights
-  that the model computes itself are read, not recomputed.
-- Outputs with and without the tap are equal to the bit, and an exception in mid-forward leaves the model as it was.
+- **census**: every softmax, attention and grid-sample kernel that ran is a recorded call, or is ignored for the
+  reason given below.
+- **mutants**: records with heads swapped, scale lost, mask or bias lost, queries and keys exchanged, another
+  layer's weights in their place, sampling axes exchanged, pixels shifted by half. Caught: off by more than
+  {caught:.0e}. Made wherever that changes something by construction; a lost scale or mask needs a call that is
+  given q, k and a mask (SDPA), since weights that the model computes itself are read, not recomputed.
+- Outputs with and without the tap are equal to the bit, and an exception in mid-forward leaves the model
+  unchanged.
 
 | architecture | attention | sites | calls | via | error | PV | reference | census | mutants |
 |---|---|---:|---:|---|---:|---:|---|---|---:|
+"""
+
+OUTSIDE = """\
+## Not in the zoo
+
+Folders of transformers {transformers} that take pictures and attend, of which nothing was run:
+
 """
 
 
@@ -71,11 +82,13 @@ def write(reports: Sequence[Report], path: str) -> None:
     rows = [row(report, aliases.get(report.name, "")) for report in reports]
     notes = [f"- **{r.name}**: {note}" for r in reports for note in remarks(r)]
     failed = [f"- **{r.name}**: {failure}" for r in reports for failure in r.failures]
-    parts = [
+    outside = [f"- `{name}`: {why}" for name, why in left_out(reports).items()]
+    parts = (
         text + "\n".join(rows),
         "## Failures\n\n" + ("\n".join(failed) or "None."),
         "## Remarks\n\n" + "\n".join(notes),
-    ]
+        OUTSIDE.format(transformers=version("transformers")) + "\n".join(outside),
+    )
     Path(path).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -84,7 +97,7 @@ def row(report: Report, alias: str) -> str:
     name = f"**{report.name}: FAILS**" if report.failures else report.name
     attention = ", ".join(f"`{cls.__name__}`" for cls in report.attention) or "none"
     if alias:
-        attention += f" (= {alias})"
+        attention += f" = {alias}"
     via = ", ".join(f"{count} {kind}" for kind, count in sorted(report.via.items()))
     reference = ", ".join(
         f"{n} {kind}" for n, kind in ((report.eager, "eager"), (report.recomputed, "recomputed")) if n
@@ -118,7 +131,7 @@ def number(value: float) -> str:
 
 
 def alias_of(reports: Sequence[Report]) -> dict[str, str]:
-    """Architectures all of whose attention code an earlier row has already run -> the row that ran its first class."""
+    """Architectures all of whose attention code earlier rows have run -> those rows."""
     seen: dict[str, str] = {}
     aliases: dict[str, str] = {}
     for report in reports:

@@ -139,7 +139,7 @@ SPECIES = (
             n_attn_blocks=[1, 1, 1],
             width_multiplier=0.25,
         ),
-        matrixless="separable attention: one weight a patch scales its key, the keys are summed; no query-key matrix",
+        matrixless="separable attention: a weight a patch scales its key, keys are summed; no query-key matrix",
         ignored={"*.attention": "weights of a sum of keys, one a patch"},
     ),
     Species(
@@ -151,7 +151,7 @@ SPECIES = (
             depths=[1, 1, 1, 1],
             embed_dims=[16, 16, 32, 32],
         ),
-        matrixless="efficient additive attention: no query-key matrix, and its softmax runs over an axis of size one",
+        matrixless="efficient additive attention: no query-key matrix; its softmax is over an axis of size one",
         ignored={"*.attn": "softmax over an axis of size one"},
     ),
     Species("SAM vision", sam_vision("SamVision")),

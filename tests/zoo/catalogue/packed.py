@@ -1,4 +1,4 @@
-"""Vision towers of language models that pack pictures of different size into one sequence, and other ones of their own."""
+"""Vision towers of language models: pictures of different size in one sequence, and others of their own kind."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def minicpm(family: str) -> Build:
     def build() -> tuple[torch.nn.Module, dict[str, Any]]:
         config = small(f"{family}VisionConfig", insert_layer_id=0)
         sizes = torch.tensor([[4, 4], [2, 4]], dtype=torch.int32)
-        return model(f"{family}VisionModel", config), {"pixel_values": noise(1, 3, 8, 24 * 8), "target_sizes": sizes}
+        return model(f"{family}VisionModel", config), {
+            "pixel_values": noise(1, 3, 8, 24 * 8),
+            "target_sizes": sizes,
+        }
 
     return build
 
@@ -55,7 +58,10 @@ def kosmos25() -> tuple[torch.nn.Module, dict[str, Any]]:
     config = small("kosmos2_5.Kosmos2_5VisionConfig", patch_embed_hidden_size=48, max_num_patches=16)
     places = torch.arange(1, 17).reshape(1, 16, 1).repeat(2, 1, 2) % 5
     patches = torch.cat([places, noise(2, 16, 48)], -1)
-    return model("kosmos2_5.Kosmos2_5VisionModel", config), {"flattened_patches": patches, "attention_mask": padded(16)}
+    return model("kosmos2_5.Kosmos2_5VisionModel", config), {
+        "flattened_patches": patches,
+        "attention_mask": padded(16),
+    }
 
 
 def encoder(family: str) -> Build:
@@ -326,17 +332,42 @@ SPECIES = (
         ignored=TABLE,
     ),
     Species("GLM-5 vision", packed("glm5_next.Glm5NextVisionConfig", "glm5_next.Glm5NextVisionModel")),
-    Species("Qwen3-VL MoE vision", packed("qwen3_vl_moe.Qwen3VLMoeVisionConfig", "qwen3_vl_moe.Qwen3VLMoeVisionModel", **DEEPSTACK)),
-    Species("Qwen3.5 MoE vision", packed("qwen3_5_moe.Qwen3_5MoeVisionConfig", "qwen3_5_moe.Qwen3_5MoeVisionModel", num_position_embeddings=16)),
+    Species(
+        "Qwen3-VL MoE vision",
+        packed("qwen3_vl_moe.Qwen3VLMoeVisionConfig", "qwen3_vl_moe.Qwen3VLMoeVisionModel", **DEEPSTACK),
+    ),
+    Species(
+        "Qwen3.5 MoE vision",
+        packed(
+            "qwen3_5_moe.Qwen3_5MoeVisionConfig", "qwen3_5_moe.Qwen3_5MoeVisionModel", num_position_embeddings=16
+        ),
+    ),
     Species(
         "Qwen2.5-Omni vision",
-        packed("qwen2_5_omni.Qwen2_5OmniVisionEncoderConfig", "qwen2_5_omni.Qwen2_5OmniVisionEncoder", window_size=32, fullatt_block_indexes=[1]),
+        packed(
+            "qwen2_5_omni.Qwen2_5OmniVisionEncoderConfig",
+            "qwen2_5_omni.Qwen2_5OmniVisionEncoder",
+            window_size=32,
+            fullatt_block_indexes=[1],
+        ),
     ),
     Species(
         "Qwen3-Omni vision",
-        packed("qwen3_omni_moe.Qwen3OmniMoeVisionEncoderConfig", "qwen3_omni_moe.Qwen3OmniMoeVisionEncoder", **DEEPSTACK),
+        packed(
+            "qwen3_omni_moe.Qwen3OmniMoeVisionEncoderConfig",
+            "qwen3_omni_moe.Qwen3OmniMoeVisionEncoder",
+            **DEEPSTACK,
+        ),
     ),
-    Species("Muse Glimmer vision", packed("muse_glimmer.MuseGlimmerVisionConfig", "muse_glimmer.MuseGlimmerVisionModel", pos_emb_height=4, pos_emb_width=4)),
+    Species(
+        "Muse Glimmer vision",
+        packed(
+            "muse_glimmer.MuseGlimmerVisionConfig",
+            "muse_glimmer.MuseGlimmerVisionModel",
+            pos_emb_height=4,
+            pos_emb_width=4,
+        ),
+    ),
     Species("MiniCPM-OCR vision", minicpm("minicpm_ocr.MiniCPMOcr")),
     Species("MiniCPM-V 4.7 vision", minicpm("minicpmv4_7.MiniCPMV4_7")),
     Species("Kosmos-2.5 vision", kosmos25),

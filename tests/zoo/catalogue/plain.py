@@ -160,7 +160,7 @@ SPECIES = (
     Species(
         "Phi-4 multimodal vision",
         tower("Phi4MultimodalVision"),
-        not_eager="eager is bidirectional but SDPA runs causal without a mask (is_causal is set): another function",
+        not_eager="eager is bidirectional, SDPA without a mask runs causal (is_causal is set): another function",
     ),
     Species(
         "VitPose backbone", tower("VitPoseBackbone", cls="VitPoseBackbone", image_size=[32, 32], patch_size=[8, 8])
