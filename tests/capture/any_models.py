@@ -105,6 +105,8 @@ class AnyViT(nn.Module):
                 if value.dim() > 1:
                     fan_in = value[0].numel()
                     value.normal_(0, 1 if name in ("cls", "position") else fan_in**-0.5, generator=generator)
+                elif "norm" not in name:
+                    value.normal_(0, 0.1, generator=generator)
                 if name.endswith(("attn.q.weight", "attn.kv.weight")):
                     value *= 2.2
                 if name.endswith("attn.bias"):

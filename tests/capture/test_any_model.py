@@ -69,7 +69,7 @@ def test_rollout_needs_no_label_where_gradients_show_the_flow(spelling):
 def test_a_mean_over_patches_is_found_as_readout():
     model, x = AnyViT(pool="mean"), images()
     source = foveate.wrap(model, x).source()
-    assert source.rows[2] == "mean over the 16 tokens the answer reads"
+    assert source.rows[2] == "equal weights over the 16 tokens the answer reads"
     found = rollout(trace(source, source.batch(x)))
     expected = rollout_matrix([a[1] for a in explicit(model, x)])[1:].mean(0)
     assert (found[1] - expected).abs().max() < 1e-6

@@ -148,7 +148,7 @@ def test_self_or_cross_follows_from_the_sources_alone(wiring, kind, grad):
     with (
         torch.set_grad_enabled(grad),
         flow,
-        Tap(model, lambda record: guesses.append(guess_kind(record.name, record.shape, flow.latest))),
+        Tap(model, lambda record: guesses.append(guess_kind(record.name, record.shape, flow.take()))),
     ):
         model(x, y)
     (guess,) = guesses

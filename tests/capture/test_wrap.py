@@ -11,10 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 import foveate
 from capture.any_models import HEADS, TOKENS, WIDTH, AnyViT, Attention, explicit, images
+from capture.test_deformable import Deformable, call, dense
+from foveate.capture.certify import certify
+from foveate.capture.engine import capture_batch
+from foveate.capture.rollout import rollout
 from foveate.capture.tap import Tap
+from foveate.capture.trace import trace
 from foveate.errors import CaptureError, UsageError
-from foveate.interfaces import TokenAxis
-from foveate.testing.oracles import attention_weights
+from foveate.interfaces import CapturePlan, Sample, SitePlan, Target, TokenAxis
+from foveate.testing.oracles import attention_weights, rollout_matrix
 
 SITE = "blocks.attn"
 
@@ -424,3 +429,73 @@ def test_calls_that_the_example_did_not_show_are_errors():
         w.capture(tokens(), 3)
     with pytest.raises(CaptureError, match="was not seen"):
         w.capture(tokens(), 1)
+
+
+# ------------------------------------------------------------------------------- as a source
+
+
+def test_a_wrapped_source_passes_the_full_certification():
+    class Probable(AnyViT):
+        def forward(self, x):
+            return super().forward(x).softmax(-1)
+
+    for kind in (AnyViT, Probable):
+        source = foveate.wrap(kind(), images()).source()
+        proof = certify(source, source.batch(images(3)))
+        proof.require()
+        assert proof.certificate.value_error < 1e-5
+        assert len(proof.census) == (3 if kind is AnyViT else 4)
+
+
+def test_a_wrapped_source_through_the_engine():
+    model = AnyViT()
+    w = foveate.wrap(model, images())
+    source = w.source(classes=list("abcde"), preprocess=lambda samples: images(len(samples)))
+    samples = [Sample(f"s{i}", np.zeros((20, 30, 3), np.uint8)) for i in range(3)]
+    batch = source.encode(samples)
+    assert batch.geometry[0].scale_x == pytest.approx(16 / 30)
+    captured = capture_batch(source, batch, CapturePlan((SitePlan(SITE),)))
+    site = captured.sites[SITE]
+    assert site.rule == "token 0"
+    assert site.query_index == (0,)
+    truth = torch.stack(explicit(model, images(3)), 1)[..., :1, :]
+    assert (torch.from_numpy(site.arrays["attention"]) - truth).abs().max() < 2e-5
+    with torch.no_grad():
+        logits = model(images(3))
+    best = source.predictions(captured.outputs, batch)[0][0]
+    assert best.class_index == int(logits[0].argmax())
+    assert best.label == "abcde"[best.class_index]
+    bound = source.bind(captured.outputs, batch, Target(label="c", scale="logit"))
+    assert torch.equal(source.score(captured.outputs, batch, bound), logits[:, 2])
+    assert torch.equal(source.score(logits, batch, bound.at("probability")), logits.softmax(-1)[:, 2])
+
+
+def test_a_source_says_what_it_does_not_know():
+    source = foveate.wrap(AnyViT(pool=None), images()).source()
+    batch = source.batch(images())
+    assert source.readout(batch, None) == {}
+    with pytest.raises(CaptureError, match="names no readout"):
+        rollout(trace(source, batch))
+    with pytest.raises(UsageError, match=r"source\(logits="):
+        source.predictions(torch.zeros(2, 3, 4), batch)
+    with pytest.raises(UsageError, match=r"preprocess"):
+        source.encode([])
+    # The user can say it instead.
+    weights = torch.zeros(TOKENS)
+    weights[3] = 1.0
+    source.rows = (SITE, weights, "token 3")
+    found = rollout(trace(source, batch))
+    truth = rollout_matrix([a[0] for a in explicit(AnyViT(), images())])
+    assert (found[0] - truth[3]).abs().max() < 1e-5
+
+
+def test_deformable_attention_is_captured_but_its_flow_is_not_guessed():
+    points, logits, levels = call()
+    model = Deformable()
+    w = foveate.wrap(model, points, logits, levels)
+    assert w.sites["Deformable"].site.form == "deformable"
+    captured = w.capture()
+    got = torch.from_numpy(captured["Deformable"].attention.values)[:, 0]
+    assert (got - dense(points, model.weights)).abs().max() < 1e-6
+    with pytest.raises(CaptureError, match="it samples points"):
+        w.source()

@@ -218,7 +218,11 @@ class FlowFinder:
 def _uniform(read: Tensor) -> tuple[Tensor, str]:
     """Equal weights over the tokens that the answer depends on, and the rule in words."""
     count = int(read.sum())
-    rule = f"token {int(read.int().argmax())}" if count == 1 else f"mean over the {count} tokens the answer reads"
+    rule = (
+        f"token {int(read.int().argmax())}"
+        if count == 1
+        else f"equal weights over the {count} tokens the answer reads"
+    )
     return (read.float() / count).cpu(), rule
 
 

@@ -124,19 +124,24 @@ class _Memory:
 class DataFlow(TorchFunctionMode):
     """Follows roots through a forward; enter it before the tap, so that it sees what the tap lets through.
 
-    ``latest`` is the reading of the call that has just ended: a tap's sink asks for it. With ``keep`` each
-    reading holds its tensors (and their graph).
+    A tap's sink asks with :meth:`take` for the call that has just ended. With ``keep`` each reading holds its
+    tensors (and their graph).
     """
 
     def __init__(self, module: nn.Module, inputs: Iterable[tuple[str, Tensor]], *, keep: bool = False) -> None:
         super().__init__()
-        self.latest: Reading | None = None
+        self._latest: Reading | None = None
         self._keep = keep
         self._calls = 0
         self._owners = Owners(module)
         self._memory = _Memory()
         for number, (name, tensor) in enumerate(inputs):
             self._memory.set(tensor, _Trail(frozenset({Root("input", number, name)})))
+
+    def take(self) -> Reading | None:
+        """The reading of the call that has just ended, once; None where data flow did not see it end."""
+        latest, self._latest = self._latest, None
+        return latest
 
     def roots(self, tensor: Tensor) -> Roots:
         """What a tensor was made from."""
@@ -217,7 +222,7 @@ class DataFlow(TorchFunctionMode):
         query, key, q, k = pair
         known = q is not None and k is not None and arranged is not None
         tensors = Operands(q, k, out, arranged) if known else None  # type: ignore[arg-type]
-        self.latest = Reading(query, key, root, tensors)
+        self._latest = Reading(query, key, root, tensors)
         self._memory.set(out, _Trail(frozenset({root})))
 
     def _write(self, args: tuple[Any, ...]) -> None:

@@ -88,8 +88,8 @@ def _watched(module: nn.Module, inputs: Inputs, heads: Heads) -> tuple[list[Seen
     def sink(record: Record) -> None:
         refuse_hidden(record)
         shape, path = record.shape, record.name
-        reading = None if record.form == "deformable" else flow.latest
-        guess = guess_kind(path, shape, reading)
+        reading = flow.take()
+        guess = guess_kind(path, shape, None if record.form == "deformable" else reading)
         owner = type(module.get_submodule(path)).__name__
         calls.append(Seen(path, numbers[path], shape, record.form, owner, record.sums_to_one, guess))
         numbers[path] += 1

@@ -72,6 +72,7 @@ class WrappedSource(AttentionSource):
         self.card = ModelCard(
             id=name, source="wrap", adapter="foveate.wrap", notes=("sites and flow were guessed",)
         )
+        self.ignored = dict.fromkeys(wrapped.elsewhere, "its softmax met no values while the model was watched")
         self._refuse_shared_modules()
         found = follow(wrapped, logits)
         self.steps: list[Step] = found.steps
@@ -298,10 +299,11 @@ class _Calls:
         self._flow, self._matcher = flow, Matcher(wrapped.sites)
 
     def take(self, record: Record) -> None:
-        key, reading = self._matcher.take(record), self._flow.latest
+        key, reading = self._matcher.take(record), self._flow.take()
         if reading is None or record.form == "deformable":
+            why = "its q and k were not seen" if record.form == "dense" else "it samples points"
             raise CaptureError(
-                f"wrap: {record.name} samples points; how its tokens lie cannot be guessed",
+                f"wrap: how information flows through {record.name} cannot be guessed: {why}",
                 remedy="such a model needs a plugin; capture() works",
             )
         self.found.append(FlowCall(key, record.shape, reading))
