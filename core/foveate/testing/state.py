@@ -66,5 +66,6 @@ def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _checksum(tensor: torch.Tensor) -> tuple[float, float]:
-    flat = tensor.detach().double().flatten().nan_to_num(nan=-1.0)
+    plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    flat = plain.double().flatten().nan_to_num(nan=-1.0)
     return float(flat.sum()), float((flat * torch.arange(1, flat.numel() + 1, device=flat.device)).sum())
