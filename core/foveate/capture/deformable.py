@@ -80,7 +80,7 @@ class Gathered:
 
 
 def gathered(values: Tensor, index: object) -> Gathered | None:
-    """The level that ``values[picture, :, y, x]`` reads with integer tensors ``(picture, point)``; None otherwise."""
+    """The level that ``values[picture, :, y, x]`` reads with integers ``(picture, point)``; None otherwise."""
     if values.dim() != 4 or not isinstance(index, tuple) or len(index) != 4 or index[1] != slice(None):
         return None
     picture, y, x = index[0], index[2], index[3]
