@@ -365,3 +365,33 @@ def test_deformable_modules_are_refused():
     block.sampling_offsets = torch.nn.Linear(2, 2)
     with pytest.raises(UsageError, match="deformable"), intervene(block, [AblateHeads("")]):
         block(inputs())
+
+
+class Functional(torch.nn.Module):
+    """Calls the function itself, so that nothing but the call says how many heads there are."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block, self.spelling = [block], "functional"
+
+    def forward(self, x):
+        mha, rows = self.block[0].mha, x.transpose(0, 1)
+        out, _ = torch.nn.functional.multi_head_attention_forward(
+            *(rows, rows, rows, WIDTH, HEADS, mha.in_proj_weight, mha.in_proj_bias, None, None, False, 0.0),
+            *(mha.out_proj.weight, mha.out_proj.bias),
+            training=False,
+            need_weights=True,
+        )
+        return out.transpose(0, 1)
+
+
+def test_the_functional_form_says_its_heads_to_every_tap():
+    block = Block()
+    model = Functional(block)
+    knockout = Knockout("", heads=2, mask=EDGES)
+    edges = EDGES & (torch.arange(HEADS) == 2)[:, None, None]
+    expected = twin(block, inputs(), without(edges))
+    with Tap(model) as outside, intervene(model, [knockout]), Tap(model) as inside:
+        out = model(inputs())
+    for tap in (outside, inside):
+        agree((out, tap.records[0].rows(ALL).double()), expected)
