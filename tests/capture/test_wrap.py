@@ -499,3 +499,51 @@ def test_deformable_attention_is_captured_but_its_flow_is_not_guessed():
     assert (got - dense(points, model.weights)).abs().max() < 1e-6
     with pytest.raises(CaptureError, match="it samples points"):
         w.source()
+
+
+# ------------------------------------------------------------------------------- samples in the batch
+
+
+class Framed(nn.Module):
+    """Attention within frames, whose batch holds samples block by block ("slow") or interleaved ("fast")."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.order, self.attn = order, Attention("fused")
+
+    def forward(self, x):
+        frames = x.transpose(0, 1) if self.order == "fast" else x
+        if self.order == "mixed":
+            frames = frames + frames.mean((0, 1))
+        return self.attn(frames.flatten(0, 1))
+
+
+def clips(count=2):
+    return torch.randn(count, 3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("order", ["slow", "fast"])
+def test_how_samples_lie_in_the_batch_is_found_out(order):
+    model = Framed(order).eval()
+    w = foveate.wrap(model, clips())
+    assert w.sites["attn"].order == order
+    got = w.capture(clips(4))["attn"].attention
+    assert got.dims[:2] == ("sample", "window")
+    with torch.no_grad():
+        x = clips(4).flatten(0, 1)
+        q, k = heads(model.attn.q(x)), heads(model.attn.kv(x).chunk(2, -1)[0])
+    truth = attention_weights(q, k).unflatten(0, (4, 3))
+    assert (torch.from_numpy(got.values)[:, :, 0] - truth).abs().max() < 2e-6
+
+
+def test_samples_that_cannot_be_told_apart_stay_one_axis():
+    w = foveate.wrap(Framed("mixed").eval(), clips())
+    assert w.sites["attn"].per_sample == 0
+    assert w.capture(clips())["attn"].attention.dims[0] == "batch"
+
+
+def test_one_sample_does_not_show_the_order():
+    w = foveate.wrap(Framed("fast").eval(), clips(1))
+    assert w.capture(clips(1))["attn"].attention.shape[:2] == (1, 3)
+    with pytest.raises(UsageError, match="at least two samples"):
+        w.capture(clips(2))

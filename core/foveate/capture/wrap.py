@@ -26,7 +26,7 @@ from foveate.capture.records import Record
 from foveate.capture.tap import Tap
 from foveate.capture.wrap_capture import Collector, Matcher, Rows, WrappedCapture
 from foveate.capture.wrap_group import FoundSite, group
-from foveate.capture.wrap_observe import observe, refuse_hidden, sample_axis, samples_of
+from foveate.capture.wrap_observe import observe, refuse_hidden
 from foveate.capture.wrap_run import (
     Heads,
     Inputs,
@@ -36,6 +36,7 @@ from foveate.capture.wrap_run import (
     refuse_dropout,
     refuse_transforms,
 )
+from foveate.capture.wrap_samples import ratio, sample_axis, sample_order, samples_of
 from foveate.errors import UsageError
 from foveate.interfaces import CallKey, SiteKind, TokenAxis
 
@@ -76,15 +77,16 @@ class Wrapped:
         self.example = example
         self.heads = Heads(self.module, heads)
         observation = observe(self.module, example, self.heads)
-        self._axis = sample_axis(example, observation.calls)
-        count = samples_of(example, self._axis) if samples is None else samples
+        self._axis = sample_axis(example, (call.shape for call in observation.calls))
         self._samples = samples
+        self.samples = samples_of(example, self._axis) if samples is None else samples
         self.calls = observation.calls
         self.elsewhere: Mapping[str, int] = observation.elsewhere
         self.kernels: Mapping[str, int] = observation.kernels
         self.identical = observation.identical
-        self.samples = count
-        self.sites: dict[str, FoundSite] = group(observation.calls, count)
+        grouped = any(ratio(call.shape.batch, self.samples) > 1 for call in observation.calls)
+        orders = sample_order(self.module, example, self.heads, self._axis) if grouped else {}
+        self.sites: dict[str, FoundSite] = group(observation.calls, self.samples, orders)
 
     def capture(
         self,

@@ -19,7 +19,8 @@ from foveate.capture.certificate import Certificate, check_record
 from foveate.capture.records import Check, Record, Shape
 from foveate.capture.reductions import REDUCTIONS, Full, check_reductions, reduce_rows
 from foveate.capture.wrap_group import Call, FoundSite
-from foveate.capture.wrap_observe import ratio, refuse_hidden
+from foveate.capture.wrap_observe import refuse_hidden
+from foveate.capture.wrap_samples import ratio
 from foveate.errors import CaptureError, UsageError
 from foveate.interfaces import CallKey, TokenAxis
 
@@ -137,8 +138,8 @@ class Collector:
                 remedy="wrap the model again with inputs of this size",
             )
         (shape,) = shapes
-        leading = _leading(found, shape, samples)
-        names = [name for name, _ in leading]
+        leading = leading_axes(found, shape.batch, samples)
+        names = sorted((name for name, _ in leading), key=lambda name: name != "sample")
         repeats = found.repeats > 1
         axes = [*names, *((found.site.group[-1],) if repeats else ())]
         variables = {}
@@ -192,23 +193,33 @@ class Matcher:
             )
 
 
-def _leading(found: FoundSite, shape: Shape, samples: int) -> list[tuple[str, int]]:
-    """The call's batch axis as (sample, group); ``batch`` where samples do not divide it."""
-    groups = ratio(shape.batch, samples)
-    if groups == 0:
-        return [("batch", shape.batch)]
+def leading_axes(found: FoundSite, batch: int, samples: int) -> list[tuple[str, int]]:
+    """A call's batch axis as axes in order: (sample, group) or (group, sample); ``batch`` where not known.
+
+    Raises UsageError where the example had one sample, so that it did not show how several lie.
+    """
+    groups = ratio(batch, samples)
     if groups == 1:
         return [("sample", samples)]
-    name = found.site.group[0] if found.site.group else "window"
-    return [("sample", samples), (name, groups)]
+    if groups == 0 or found.per_sample == 0:
+        return [("batch", batch)]
+    if samples > 1 and not found.order:
+        raise UsageError(
+            f"wrap: {found.site.id} has {groups} calls a sample, and an example of one sample does not show in "
+            "which order those of several lie",
+            remedy="wrap the model with an example of at least two samples",
+        )
+    axes = [("sample", samples), (found.site.group[0] if found.site.group else "window", groups)]
+    return axes[::-1] if found.order == "fast" else axes
 
 
 def _stack(arrays: Mapping[CallKey, Tensor], leading: list[tuple[str, int]], repeats: bool) -> Tensor:
-    """Calls ``(batch, ...)`` as ``(*leading, [call], layer, ...)``."""
+    """Calls ``(batch, ...)`` as ``(sample, group, [call], layer, ...)``."""
     by_layer: dict[int, list[Tensor]] = defaultdict(list)
     for call in sorted(arrays):
         array = arrays[call]
-        by_layer[call.layer].append(array.reshape(*(size for _, size in leading), *array.shape[1:]))
+        split = array.reshape(*(size for _, size in leading), *array.shape[1:])
+        by_layer[call.layer].append(split.transpose(0, 1) if leading[-1][0] == "sample" and leading[1:] else split)
     axis = len(leading)
     layers = [torch.stack(parts, axis) if repeats else parts[0] for _, parts in sorted(by_layer.items())]
     return torch.stack(layers, axis + repeats)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from foveate.capture.records import Shape
-from foveate.capture.wrap_observe import Seen, ratio
+from foveate.capture.wrap_observe import Seen
+from foveate.capture.wrap_samples import Order, ratio
 from foveate.interfaces import Site, TokenAxis
 
 Call = tuple[str, int]
@@ -21,8 +22,9 @@ class FoundSite:
     """A site that was found, with what is known and guessed of it.
 
     ``pattern`` is the path with the layer number as ``*``; ``calls`` maps (path, number) to (layer, number of
-    the call within the layer). ``query`` and ``key`` are the labels the user gave (None: not labelled), for
-    one call, or one table for each call number.
+    the call within the layer). ``per_sample`` calls (windows, frames) belong to a sample, 0 where that is not
+    known; ``order`` says how samples lie in the batch. ``query`` and ``key`` are the labels the user gave for
+    the tokens of one call (None: not labelled).
     """
 
     site: Site
@@ -31,6 +33,7 @@ class FoundSite:
     shape: Shape
     per_sample: int
     calls: Mapping[Call, tuple[int, int]]
+    order: Order = ""
     query: TokenAxis | None = None
     key: TokenAxis | None = None
 
@@ -40,8 +43,8 @@ class FoundSite:
         return 1 + max(number for _, number in self.calls.values())
 
 
-def group(calls: Iterable[Seen], samples: int) -> dict[str, FoundSite]:
-    """Sites by id, in order of first execution."""
+def group(calls: Iterable[Seen], samples: int, orders: Mapping[Call, Order]) -> dict[str, FoundSite]:
+    """Sites by id, in order of first execution. ``orders`` says how samples lie, for grouped calls."""
     calls = list(calls)
     counts = Counter(call.path for call in calls)
     # A module whose calls differ in shape is as many sites as shapes; the others are one signature each.
@@ -52,7 +55,7 @@ def group(calls: Iterable[Seen], samples: int) -> dict[str, FoundSite]:
         groups[patterns[call.path, signatures[call]], signatures[call]].append(call)
     names = list(_names([pattern for pattern, _ in groups], [part[0] for part in groups.values()]))
     return {
-        name: _found(name, pattern, part, samples)
+        name: _found(name, pattern, part, samples, {orders.get((call.path, call.number), "") for call in part})
         for name, ((pattern, _), part) in zip(names, groups.items(), strict=True)
     }
 
@@ -86,7 +89,7 @@ def _names(patterns: list[str], firsts: list[Seen]) -> Iterator[str]:
         yield name if used[name] == 1 else f"{name}-{used[name]}"
 
 
-def _found(name: str, pattern: str, calls: list[Seen], samples: int) -> FoundSite:
+def _found(name: str, pattern: str, calls: list[Seen], samples: int, orders: set[Order]) -> FoundSite:
     layers = {call.path: _layer(call.path, pattern) for call in calls}
     numbers: Counter[str] = Counter()
     places = {}
@@ -95,7 +98,9 @@ def _found(name: str, pattern: str, calls: list[Seen], samples: int) -> FoundSit
         numbers[call.path] += 1
     first = calls[0]
     shape = first.shape
-    groups = ratio(shape.batch, samples)
+    groups, order = ratio(shape.batch, samples), orders.pop() if len(orders) == 1 else ""
+    if groups > 1 and samples > 1 and not order:
+        groups = 0
     site = Site(
         name,
         layers,
@@ -108,7 +113,7 @@ def _found(name: str, pattern: str, calls: list[Seen], samples: int) -> FoundSit
         group=_group_axes(groups > 1, max(numbers.values()) > 1),
         summary=f"{first.owner} at {pattern or 'the root'}",
     )
-    return FoundSite(site, pattern, first.guess.reason, shape, groups, places)
+    return FoundSite(site, pattern, first.guess.reason, shape, groups, places, order)
 
 
 def _group_axes(grouped: bool, repeated: bool) -> tuple[Literal["window", "frame"], ...]:

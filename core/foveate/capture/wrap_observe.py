@@ -129,36 +129,8 @@ def refuse_hidden(record: Record) -> None:
             refuse_batched(tensor, f"the attention of {record.name or 'the model'}")
 
 
-def sample_axis(inputs: Inputs, calls: tuple[Seen, ...]) -> tuple[str, int] | None:
-    """Which axis of which input counts samples: of the first tensor, axis 0 or 1 (``batch_first=False``).
-
-    The one that is the batch of every call, else the one that divides it (windows, frames); None where none does.
-    """
-    name, tensor = next(inputs.named(), ("", None))
-    if tensor is None:
-        return None
-    batches = {call.shape.batch for call in calls}
-    sizes = [(axis, tensor.shape[axis]) for axis in range(min(2, tensor.dim()))]
-    exact = [(name, axis) for axis, size in sizes if batches == {size}]
-    whole = [(name, axis) for axis, size in sizes if size and all(batch % size == 0 for batch in batches)]
-    return next(iter(exact or whole), None)
-
-
-def samples_of(inputs: Inputs, axis: tuple[str, int] | None) -> int:
-    """How many samples these inputs hold; 1 where that is not known."""
-    if axis is None:
-        return 1
-    tensor = dict(inputs.named()).get(axis[0])
-    return 1 if tensor is None else int(tensor.shape[axis[1]])
-
-
 @contextmanager
 def _same_randomness() -> Iterator[None]:
     """Leave the random state as it was, so that both forwards draw the same numbers."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         yield
-
-
-def ratio(batch: int, samples: int) -> int:
-    """Calls a sample: windows, frames; 0 where ``samples`` does not divide the call's batch."""
-    return batch // samples if samples and batch % samples == 0 else 0

@@ -22,7 +22,7 @@ from foveate.capture.guess_sources import NOTHING, DataFlow, Roots
 from foveate.capture.guess_tokens import image_size, tokens_by_grid, tokens_by_roots, tokens_from_pixels
 from foveate.capture.records import Record
 from foveate.capture.tap import Tap
-from foveate.capture.wrap_capture import Matcher
+from foveate.capture.wrap_capture import Matcher, leading_axes
 from foveate.capture.wrap_run import Inputs, eager
 from foveate.errors import CaptureError, UsageError
 from foveate.geometry import CellGrid, Geometry
@@ -179,9 +179,8 @@ class WrappedSource(AttentionSource):
         """Samples (and groups), with the user's token tables or those that pixels showed."""
         found = self._wrapped.sites[call.site]
         groups = found.per_sample
-        leading: tuple[tuple[str, int], ...] = (("sample", len(batch)),)
-        if groups > 1:
-            leading += ((found.site.group[0], groups),)
+        batch_axis = len(batch) * max(groups, 1)
+        leading = tuple(leading_axes(found, batch_axis, len(batch)))
         site = next(site for site in self._sites if site.id == call.site)
         query = found.query or self._axis(site.query, found.shape.queries, groups)
         key = found.key or self._axis(site.key, found.shape.keys, groups)
