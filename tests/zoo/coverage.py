@@ -14,7 +14,6 @@ ATTENTION = re.compile(r"softmax|ALL_ATTENTION_FUNCTIONS|scaled_dot_product|Mult
 REASONS = {
     "dinat": "needs natten, whose kernels are outside of torch",
     "edgetam": "its default backbone needs timm",
-    "edgetam_video": "its default backbone needs timm",
     "gemma3n": "its vision tower needs timm",
     "pe_audio_video": "its vision tower needs timm",
     "pe_video": "its vision tower needs timm",

@@ -22,9 +22,10 @@ What the engine gives on {count} architectures of transformers {transformers}: t
 (fast) attention. Written by `make zoo`; do not edit. Last full run: {date}, Python {python}, torch {torch},
 CPU, float32, {seconds:.0f} s on one thread. Every test run repeats a fixed choice ([tests/zoo](../tests/zoo)).
 
-**{passed} of {count} pass**; they run {distinct} distinct pieces of attention code (classes whose source differs
-by more than names; {aliases} rows run none that an earlier row does not, and are marked `=`). {calls} calls were
-checked, {eager} of them against matrices that the model itself returned.
+**{passed} pass, {failed} fail, {empty} have no attention matrix to record** (see the remarks). They run {distinct}
+distinct pieces of attention code: classes whose source differs by more than names; {aliases} rows run none that an
+earlier row does not, and are marked `=`. {calls} calls were checked, {eager} of them against matrices that the
+model itself returned.
 
 Weights are drawn anew, and q and k scaled until the median row entropy of every call is below {peaked} ln K: on
 random initialisation attention is uniform to five digits and any comparison succeeds. Then, for each:
@@ -69,7 +70,9 @@ def write(reports: Sequence[Report], path: str) -> None:
         python=platform.python_version(),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         seconds=sum(report.seconds for report in reports),
-        passed=sum(not report.failures for report in reports),
+        passed=sum(bool(report.calls and not report.failures) for report in reports),
+        failed=sum(bool(report.failures) for report in reports),
+        empty=sum(not report.calls and not report.failures for report in reports),
         distinct=len({fingerprint(cls) for report in reports if not report.failures for cls in report.attention}),
         aliases=len(aliases),
         calls=total["calls"],

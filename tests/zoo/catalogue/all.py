@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.catalogue import dense, detection, fusion, hierarchical, packed, plain, video
+from zoo.catalogue import dense, detection, fusion, hierarchical, packed, parts, plain, video
 from zoo.species import Species
 
 ZOO: tuple[Species, ...] = (
@@ -13,4 +13,5 @@ ZOO: tuple[Species, ...] = (
     *dense.SPECIES,
     *fusion.SPECIES,
     *packed.SPECIES,
+    *parts.SPECIES,
 )
