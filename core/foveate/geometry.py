@@ -203,14 +203,17 @@ def tokens_to_cells(values: ArrayLike, tokens: TokenAxis) -> tuple[NDArray[np.fl
         raise ValueError(
             f"tokens_to_cells: {patches.size} patches at {y.size} heights and {x.size} widths are not one grid"
         )
-    height = float(tokens.height[patches[0]])
-    width = float(tokens.width[patches[0]])
+    height, width = np.empty(y.size), np.empty(x.size)
+    height[row], width[column] = tokens.height[patches], tokens.width[patches]
     grid = CellGrid(_edges(y, height), _edges(x, width))
     laid = np.full((*array.shape[:-1], y.size, x.size), np.nan)
     laid[..., row, column] = array[..., patches]
     return laid, grid
 
 
-def _edges(centres: NDArray[np.float64], size: float) -> NDArray[np.float64]:
-    between = (centres[:-1] + centres[1:]) / 2
-    return np.concatenate([[centres[0] - size / 2], between, [centres[-1] + size / 2]])
+def _edges(centres: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Borders of adjoining cells: midway between centres of equal cells, by their extents where they differ."""
+    ends = [[centres[0] - sizes[0] / 2], [centres[-1] + sizes[-1] / 2]]
+    even = bool(np.all(sizes == sizes[0]))
+    between = (centres[:-1] + centres[1:]) / 2 if even else centres[:-1] + sizes[:-1] / 2
+    return np.concatenate([ends[0], between, ends[1]])

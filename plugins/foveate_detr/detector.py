@@ -33,6 +33,7 @@ from foveate.interfaces import (
     TokenAxis,
 )
 from foveate_detr import targets
+from foveate_detr.alignment import corner_cells, grid_tokens, looks_from_corners
 from foveate_detr.detections import Detections, boxes_to_original
 from foveate_detr.loading import load_detector
 from foveate_detr.preprocess import Canvas, PaddedRecipe
@@ -268,9 +269,7 @@ class DetectorSource(AttentionSource):
         return self._tokens(batch)
 
     def _tokens(self, batch: Batch) -> TokenAxis:
-        height, width = batch.inputs.shape[-2:]
-        rows, columns = self.levels(batch)[-1]
-        return TokenAxis.patches(rows, columns, height=float(height), width=float(width))
+        return grid_tokens(self.cells(batch))
 
     def readout(self, batch: Batch, outputs: Any, bound: BoundTarget | None = None) -> Mapping[str, Readout]:
         """Each target's own object query; without targets the query of the surest object."""
@@ -318,9 +317,15 @@ class DetectorSource(AttentionSource):
 
     def cells(self, batch: Batch) -> CellGrid:
         """The cells of the (finest) feature map that is attended to, tiling the input."""
-        height, width = batch.inputs.shape[-2:]
+        height, width = (float(side) for side in batch.inputs.shape[-2:])
         rows, columns = max(self.levels(batch))
-        return CellGrid.regular(rows, columns, height=float(height), width=float(width))
+        if self._looks_from_corners():
+            return corner_cells(rows, columns, height=height, width=width, stride=max(self.strides))
+        return CellGrid.regular(rows, columns, height=height, width=width)
+
+    def _looks_from_corners(self) -> bool:
+        """Whether the one feature map is a convolutional backbone's own; see :mod:`foveate_detr.alignment`."""
+        return len(self.strides) == 1 and looks_from_corners(self._module.config)
 
     # ------------------------------------------------------------------------- feature maps
 

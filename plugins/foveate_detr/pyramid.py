@@ -34,6 +34,10 @@ class PyramidSource(DetectorSource):
     def _tokens(self, batch: Batch) -> TokenAxis:
         return pyramid_tokens(self.levels(batch), batch)
 
+    def _looks_from_corners(self) -> bool:
+        """Levels are taken to tile the input: necks mix maps of different strides."""
+        return False
+
     def _stream_tokens(self, stream: str, batch: Batch, outputs: Any) -> TokenAxis:
         if stream == AIFI:
             level = int(self._module.config.encode_proj_layers[-1])

@@ -85,7 +85,7 @@ def test_whole_cells_are_at_their_centres() -> None:
     centres = {
         (float(y), float(x), int(level)) for y, x, level in zip(tokens.y, tokens.x, tokens.level, strict=True)
     }
-    assert {(y, x, int(level)) for y, x, level in zip(points.y, points.x, points.level, strict=True)} <= centres
+    assert set(zip(points.y.tolist(), points.x.tolist(), points.level.tolist(), strict=True)) <= centres
     rows = found.record(call).rows([3])[0, :, 0].double().numpy().mean(0)
     np.testing.assert_allclose(slow_row(points, tokens), rows, atol=2e-5)
 
