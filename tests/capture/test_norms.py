@@ -172,6 +172,27 @@ def test_mistakes_in_the_projection_do_not_pass():
     assert value_error(path) > 1e-2
 
 
+class Interleaved(Block):
+    """Channels of all heads side by side, ``(channel head)``, as some rearrangements leave them."""
+
+    def forward(self, x):
+        out = self._sdpa(*self.project(x)).permute(2, 0, 3, 1).reshape(N * B, WIDTH)
+        return self.mha.out_proj(out).view(N, B, WIDTH).transpose(0, 1)
+
+
+def test_columns_of_the_projection_are_found_whatever_their_order():
+    block = Interleaved()
+    path = path_of(block)
+    weights = twin(block, inputs())[1]
+    v = block.project(inputs().double())[2]
+    moved = 0
+    for h in range(HEADS):
+        part = block.mha.out_proj.weight.double()[:, h::HEADS]
+        moved = moved + weights[:, h, :, :, None] * (v[:, h] @ part.T)[:, None]
+    torch.testing.assert_close(NormWeights(path).rows(ALL), moved.norm(dim=-1).detach(), atol=1e-5, rtol=1e-4)
+    assert value_error(path) < 1e-5
+
+
 class Gated(nn.Module):
     """Attention whose output is changed before the projection."""
 

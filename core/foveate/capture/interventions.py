@@ -201,9 +201,9 @@ class AblateHeads(Intervention):
         """Only "mean" of the own queries is a matter of attention."""
         if not isinstance(self.to, str) or self.to != "mean":
             return
-        own, visible = scores.weights(), scores.visible()
-        alive = visible.any(-1, keepdim=True).expand(*own.shape[:-1], 1)
-        mean = own.sum(-2, keepdim=True) / alive.sum(-2, keepdim=True).clamp_min(1)
+        own = scores.weights()
+        alive = scores.visible().any(-1, keepdim=True).expand(*own.shape[:-1], 1)
+        mean = own.mean(-2, keepdim=True)  # rows that see no key are zero; the softmax makes the sum 1 again
         scores.put(alive & edges.any(-1, keepdim=True), mean.expand(own.shape))
 
     def values(self, here: Here, heads: int) -> Mapping[int, Tensor]:

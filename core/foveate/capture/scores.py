@@ -55,7 +55,7 @@ class Scores(ABC):
 
     @abstractmethod
     def put(self, rows: Tensor, weights: Tensor) -> None:
-        """Give ``rows`` (bool, one key axis of size 1) these weights, which sum to 1 over their keys."""
+        """Give ``rows`` (bool, key axis of size 1) weights in these proportions."""
 
     def weights(self) -> Tensor:
         """The softmax of the scores as they are; rows that see no key are zero."""
@@ -97,7 +97,7 @@ class GivenScores(Scores):
         self._scores = self._scores + bias.to(self._scores.dtype)
 
     def put(self, rows: Tensor, weights: Tensor) -> None:
-        """Scores whose softmax is ``weights``."""
+        """Scores whose softmax has these proportions."""
         self._scores = torch.where(rows, log_weights(weights).to(self._scores.dtype), self._scores)
 
     def result(self) -> Tensor:
