@@ -215,7 +215,7 @@ FIXED: dict[str, Any] = {
     "RT-DETRv2": {"image_size": (96, 128)},
     "D-FINE": {"image_size": (96, 128)},
     "RF-DETR": {"image_size": (96, 96)},
-    "EoMT": {"image_size": (64, 64)},
+    "EoMT": {},
     "YOLOS": {"image_size": (64, 96)},
     "OWLv2": {},
 }
@@ -243,24 +243,22 @@ def tiny(name: str, *, seed: int = 0, sharpness: float = 4.0, **options: Any) ->
 
 SHARPENED = (
     *("q_proj", "k_proj", "q_content", "k_content", "q_pos", "k_pos", "in_proj", "attention_weights"),
-    *("query.weight", "key.weight"),
+    *("query.weight", "key.weight", "query_content", "key_content", "query_pos", "key_pos"),
 )
 
 
 @torch.no_grad()
 def sharpen(module: nn.Module, factor: float, seed: int = 0) -> None:
-    """Weights of fan-in scale, q and k ``factor`` times that, biases and class logits spread."""
+    """Weights of fan-in scale, q and k ``factor`` times that, class logits spread."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in module.named_parameters():
         if value.dim() < 2:
             continue
-        fan_in = value[0].numel()
+        fan_in = value[0].numel() if value.dim() in (2, 4) else value.shape[-1]  # (1, token, channel): embeddings
         value.normal_(0.0, fan_in**-0.5, generator=generator)
-        if any(
-            word in name for word in ("q_proj", "k_proj", "q_content", "k_content", "q_pos", "k_pos", "in_proj")
-        ):
+        if any(word in name for word in SHARPENED):
             value.mul_(factor)
-        if "class" in name or "bbox" in name:
+        if "class" in name:
             value.mul_(2.0)
 
 

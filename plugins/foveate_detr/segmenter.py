@@ -169,8 +169,8 @@ class OneFormerSource(MaskedSegmenterSource):
         count = self._query_count()
         if stream == "query.tokens":  # the queries before the task token joins them
             return TokenAxis.of_kind("object", count - 1)
-        if stream == QUERIES:
-            return TokenAxis.concat(TokenAxis.of_kind("object", count - 1), TokenAxis.of_kind("text", 1))
+        if stream == QUERIES:  # the task token is an object query like the others
+            return TokenAxis.of_kind("object", count, label=("",) * (count - 1) + ("task",))
         if stream == "mask.tokens":
             rows, columns = outputs.masks_queries_logits.shape[-2:]
             height, width = (float(size) for size in batch.inputs.shape[-2:])
