@@ -139,7 +139,7 @@ class GradAttention(AttentionMethod):
         """One layer of the relevance rule."""
         from foveate.capture.gradient_maps import grad_attention
 
-        return grad_attention(trace, bound), bottom_tokens(trace)
+        return grad_attention(trace, bound, keep_graph=False), bottom_tokens(trace)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class CheferICCV21(AttentionMethod):
         """The readout's row of the relevance matrix."""
         from foveate.capture.relevance import relevance
 
-        return relevance(trace, bound, rule="chefer_iccv21"), bottom_tokens(trace)
+        return relevance(trace, bound, rule="chefer_iccv21", keep_graph=False), bottom_tokens(trace)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class LeGrad(AttentionMethod):
         """Mean over layers of what each key's column of gradients adds up to."""
         from foveate.capture.gradient_maps import legrad
 
-        return legrad(trace, bound), bottom_tokens(trace)
+        return legrad(trace, bound, keep_graph=False), bottom_tokens(trace)
 
 
 def bottom_tokens(trace: Trace) -> TokenAxis:

@@ -20,6 +20,10 @@ from foveate.capture.blocks import Positions
 from foveate.capture.records import Check, Record, Shape, as_index, relative_error, row_check, work_dtype
 from foveate.interfaces import SiteForm
 
+FEW = 4
+"""Rows so few that float64 costs next to nothing. The rounding of float32 scores alone moves weights by 1e-6 of
+the row's maximum where attention is peaked."""
+
 
 class DenseRecord(Record):
     """One call of scaled dot-product attention, held as references to its arguments.
@@ -89,28 +93,37 @@ class DenseRecord(Record):
         ready.v = None if self.v is None else self.v.to(dtype).contiguous()
         return ready
 
-    def scores(self, index: Positions | Sequence[int]) -> Tensor:
+    def scores(self, index: Positions | Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """Scaled and masked scores before the softmax, ``(batch, head, row, key)``; -inf where masked."""
         positions = as_index(index, self.device)
-        dtype = work_dtype(self.q.dtype)
-        scores = _per_group(self.q[:, :, positions].to(dtype), self.k.to(dtype).transpose(-1, -2))
+        queries = self.q[:, :, positions].to(dtype or work_dtype(self.q.dtype))
+        scores = _per_group(queries, self.k.transpose(-1, -2))
         scores *= self.scale
         return self._masked(scores, positions)
 
     def rows(self, index: Positions | Sequence[int]) -> Tensor:
-        """Exact attention of some queries, ``(batch, head, row, key)``; zero where a row sees no key."""
-        scores = self.scores(index)
+        """Exact attention of some queries, ``(batch, head, row, key)``; zero where a row sees no key.
+
+        Up to :data:`FEW` rows given by position are evaluated in float64 and rounded once.
+        """
+        positions = as_index(index, self.device)
+        dtype = work_dtype(self.q.dtype)
+        few = isinstance(positions, Tensor) and len(positions) <= FEW and self.device.type != "mps"
+        return self._weights(positions, torch.float64 if few else dtype).to(dtype)
+
+    def _weights(self, positions: Positions, dtype: torch.dtype) -> Tensor:
+        scores = self.scores(positions, dtype)
         dead = (scores == -math.inf).all(-1, keepdim=True) if self.mask is not None else None
         weights = torch.softmax(scores, -1, out=scores)
         return weights if dead is None else weights.masked_fill_(dead, 0.0)
 
     def certificate(self, index: Positions | Sequence[int]) -> Check:
         """P V on some rows against SDPA's own output."""
-        rows = self.rows(index)
+        rows = self._weights(as_index(index, self.device), work_dtype(self.q.dtype))
         row_error, dead = row_check(rows)
         error = math.nan
         if self.v is not None and self.out is not None:
-            found = _per_group(rows, self.v.to(rows.dtype))
+            found = _per_group(rows, self.v)
             error = relative_error(found, self.out[:, :, as_index(index, self.device)])
             error = math.inf if math.isnan(error) else error
         return Check(error, row_error, dead, self.q.dtype)
@@ -119,9 +132,8 @@ class DenseRecord(Record):
         """dL/dA_ij = <dL/dO_i, V_j> on some rows, ``(batch, head, row, key)``; ``gradient`` is dL/dO."""
         if self.v is None:
             raise ValueError(f"{self.name}: this record no longer holds v")
-        slope = canonical(gradient, self._heads)[:, :, positions]
-        values = self.v.to(work_dtype(self.v.dtype))
-        return _per_group(slope.to(values.dtype), values.transpose(-1, -2))
+        slope = canonical(gradient, self._heads)[:, :, positions].to(work_dtype(self.v.dtype))
+        return _per_group(slope, self.v.transpose(-1, -2))
 
     def _masked(self, scores: Tensor, positions: Positions) -> Tensor:
         if self.mask is not None:
@@ -165,11 +177,11 @@ def _per_group(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` without copying ``right``.
+    """``left @ right`` in the dtype of ``left`` without copying all of ``right``.
 
     Heads of a model's k are strided views; matmul merges sample and head by copying all of k, which costs
-    more than the few rows it is wanted for. One sample at a time there is nothing to merge.
+    more than the few rows it is wanted for. One sample at a time there is nothing to merge, and little to convert.
     """
-    if len(right) > 1 and right.stride(0) != right.shape[1] * right.stride(1):
-        return torch.stack([one @ other for one, other in zip(left, right, strict=True)])
-    return left @ right
+    if len(right) > 1 and (right.dtype != left.dtype or right.stride(0) != right.shape[1] * right.stride(1)):
+        return torch.stack([one @ other.to(one.dtype) for one, other in zip(left, right, strict=True)])
+    return left @ right.to(left.dtype)

@@ -11,19 +11,21 @@ from foveate.capture.records import Record
 from foveate.capture.streams import start_of_reading, through_calls
 from foveate.capture.trace import Trace
 from foveate.errors import CaptureError
-from foveate.interfaces import AttentionStep, BoundTarget
+from foveate.interfaces import AttentionStep, BoundTarget, MergeStep
 
 
 def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tensor:
     """Readout rows of mean_h relu(A * dL/dA) at the last layer of the readout's site: ``(target, token)``.
 
     The gradient-weighted attention of Chefer et al. 2021 (ICCV, eq. 5) without propagation. Columns are
-    tokens of the site's key stream, which must be ``trace.stream``. Raises CaptureError otherwise.
+    tokens of ``trace.stream``: the site's key stream, or what that was merged from (a level of a pyramid).
+    Raises CaptureError where the site reads neither.
     ``keep_graph`` as for :func:`~foveate.capture.relevance.relevance`.
     """
     site, weights = start_of_reading(trace, bound)
-    steps = [step for step in _reading_steps(trace) if step.call.site == site.id]
-    if not steps:
+    steps = [s for s in trace.flow if isinstance(s, AttentionStep) and s.call.site == site.id]
+    merges = None if not steps else _merges_below(trace, steps[-1])
+    if merges is None:
         raise CaptureError(
             f"grad x attention: {site.id} does not read from {trace.stream!r}", remedy="use relevance"
         )
@@ -34,11 +36,24 @@ def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True)
         record = trace.record(step.call)
         if gradient is None:
             return start.new_zeros(*start.shape[:2], record.shape.keys)
-        return through_calls(
+        found = through_calls(
             start, trace.labels(step.call), record.shape[2:], lambda r: record.grad_left(r, gradient)
         )
+        for merge in merges:
+            found = found @ merge.matrix.to(found)
+        return found
 
-    return by_round(trace, bound, weights, one, keep_graph=keep_graph)
+    return by_round(trace, bound, weights, one, keep_graph=keep_graph, calls=(step.call,))
+
+
+def _merges_below(trace: Trace, step: AttentionStep) -> list[MergeStep] | None:
+    """The merges between a step's keys and the bottom stream, last first; None where its keys are not made of it."""
+    stream, merges = step.key, []
+    for below in reversed(trace.flow[: trace.flow.index(step)]):
+        if isinstance(below, MergeStep) and below.target == stream and stream != trace.stream:
+            stream = below.source
+            merges.append(below)
+    return merges if stream == trace.stream else None
 
 
 def legrad(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tensor:
@@ -56,7 +71,8 @@ def legrad(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tens
         layers = [_column_means(trace, step, backward.gradients.get(step.call)) for step in steps]
         return torch.stack(layers).mean(0)
 
-    return by_round(trace, bound, start_of_reading(trace, bound)[1], one, keep_graph=keep_graph)
+    weights, calls = start_of_reading(trace, bound)[1], [step.call for step in steps]
+    return by_round(trace, bound, weights, one, keep_graph=keep_graph, calls=calls)
 
 
 def _column_means(trace: Trace, step: AttentionStep, gradient: Tensor | None) -> Tensor:

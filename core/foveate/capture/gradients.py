@@ -6,7 +6,7 @@ gradient: rows that explain different samples share a pass, several rows of one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,14 +27,16 @@ class Round:
     """Calls that the scores do not depend on are absent: their gradient is zero."""
 
 
-def gradient_rounds(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Iterator[Round]:
-    """Backward passes that together serve every row of ``bound``.
+def gradient_rounds(
+    trace: Trace, bound: BoundTarget, *, calls: Collection[CallKey] | None = None, keep_graph: bool = True
+) -> Iterator[Round]:
+    """Backward passes that together serve every row of ``bound``, down to the first of ``calls`` (default all).
 
     With ``keep_graph`` the trace can be explained again; without, the last pass frees the graph as it goes,
     and the gradients take no memory that the backward pass did not need anyway. Raises UsageError for a trace
     without gradients, CaptureError for a call that ran outside the graph.
     """
-    nodes = _nodes(trace)
+    nodes = _nodes(trace, trace.records if calls is None else calls)
     with torch.enable_grad():
         scores = trace.source.score(trace.outputs, trace.batch, bound)
     if not scores.requires_grad:
@@ -57,14 +59,16 @@ def by_round(
     explain: Callable[[Round, Tensor], Tensor],
     *,
     keep_graph: bool,
+    calls: Collection[CallKey] | None = None,
 ) -> Tensor:
     """``explain`` every row of ``bound``, a backward pass at a time: ``(target, token)``.
 
     ``explain`` gets the pass and its readout rows as ``(sample, 1, query)``, zero for samples it does not
-    serve, and returns ``(sample, 1, token)``. ``weights`` are the readout rows ``(target, query)``.
+    serve, and returns ``(sample, 1, token)``. ``weights`` are the readout rows ``(target, query)``; ``calls`` are
+    those whose gradient it reads (default all).
     """
     rows: dict[int, Tensor] = {}
-    for backward in gradient_rounds(trace, bound, keep_graph=keep_graph):
+    for backward in gradient_rounds(trace, bound, calls=calls, keep_graph=keep_graph):
         samples = [bound.rows[row].sample for row in backward.rows]
         start = weights.new_zeros(len(trace.batch), 1, weights.shape[1])
         start[samples, 0] = weights[list(backward.rows)]
@@ -87,13 +91,14 @@ def rounds_of(bound: BoundTarget) -> list[tuple[int, ...]]:
     return [tuple(rows) for rows in rounds]
 
 
-def _nodes(trace: Trace) -> dict[CallKey, Tensor]:
+def _nodes(trace: Trace, calls: Collection[CallKey]) -> dict[CallKey, Tensor]:
     if not trace.grad:
         raise UsageError(
             "relevance: the trace has no graph", remedy="make it with trace(source, batch, grad=True)"
         )
     nodes = {}
-    for call, record in trace.records.items():
+    for call in calls:
+        record = trace.record(call)
         if record.node is None:
             raise CaptureError(
                 f"relevance: {call.site} layer {call.layer} ({record.name}) ran outside the autograd graph",
