@@ -345,9 +345,19 @@ class DetectorSource(AttentionSource):
 
     def _measure_levels(self, side: int) -> list[tuple[int, int]]:
         blank = self._blank(side)
-        features = self._backbone()(blank.inputs, blank.inputs.new_ones(1, side, side, dtype=torch.long))
-        shape = features[-1][0].shape[-2:]
+        shape = self.feature_map(blank).shape[-2:]
         return [(int(shape[0]), int(shape[1]))]
+
+    def feature_map(self, batch: Batch) -> Tensor:
+        """The backbone's last map, ``(sample, channel, y, x)``, which is what the encoder attends to."""
+        height, width = batch.inputs.shape[-2:]
+        features = self._backbone()(
+            batch.inputs, batch.inputs.new_ones(len(batch), height, width, dtype=torch.long)
+        )
+        if isinstance(features[0], list):  # some families give (maps, positions)
+            features = features[0]
+        found: Tensor = features[-1][0]
+        return found
 
     def _blank(self, side: int) -> Batch:
         """One input of zeros, which is the mean colour of the training set."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate_detr.backbones import names_timm, read_renamed, without_timm
 from foveate_vit.loading import Loaded, load_model
 
 
@@ -35,4 +36,15 @@ def load_detector(
         config=config,
         seed=seed,
         attention=None,  # an explicit "sdpa" is refused because of the ResNet; the default takes it
+        adapt=_adapt,
     )
+
+
+def _adapt(config: Any, place: str, row: Any) -> tuple[Any, Mapping[str, Any] | None]:
+    """A configuration without timm and, where that renames anything, the checkpoint's tensors."""
+    if not names_timm(config):
+        return config, None
+    config = without_timm(config, row.id)
+    if names_timm(config) or place == "random":
+        return config, None
+    return config, read_renamed(place, getattr(row, "revision", "") or "")

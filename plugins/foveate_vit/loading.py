@@ -8,7 +8,7 @@ from what the registry expects.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+Adapt = Callable[[Any, str, Any], tuple[Any, Mapping[str, Any] | None]]
+"""Takes configuration, place of the weights and registry row; gives a configuration and its tensors, or None."""
 _UNREAD = ("pooler.",)
 """Parameters that no readout here uses: checkpoints without a ViT pooler are complete."""
 _NOT_OURS = ("Backbone", "ForMaskedImageModeling", "ForPreTraining")
@@ -56,12 +58,14 @@ def load_model(
     config: Mapping[str, Any] | Path | str | None = None,
     seed: int = 0,
     attention: str | None = "sdpa",
+    adapt: Adapt | None = None,
 ) -> Loaded:
     """Open ``row`` as ``architecture`` (a class of transformers; by default what its config.json names).
 
     ``config`` is a mapping, a folder or a JSON file for weights that bring no config.json of their own:
     random ones (``seed`` fixes them) and single files. ``attention`` is the implementation to ask for, None
-    leaves the choice to transformers. Raises ModelError, MissingDependencyError.
+    leaves the choice to transformers. ``adapt`` may change the configuration and bring the tensors that fit it.
+    Raises ModelError, MissingDependencyError.
     """
     transformers = import_transformers()
     place = str(weights or getattr(row, "weights", None) or row.id)
@@ -70,11 +74,11 @@ def load_model(
         settings = _config(row, beside, config)
         _check_family(row, settings)
         cls = _architecture(transformers, row, settings, architecture)
-        settings = _part_for(cls, settings)
+        settings, tensors = (adapt or _unchanged)(_part_for(cls, settings), place, row)
         if place == "random":
             model = _random(cls, settings, seed)
         else:
-            model = _pretrained(cls, settings, place, row, attention)
+            model = _pretrained(cls, settings, place, row, attention, tensors)
     model = model.to(device=device, dtype=torch_dtype(dtype)).eval().requires_grad_(False)
     files.check_finite(row.id, files.all_tensors(model))
     return Loaded(model, place, _card(row, place, adapter, seed, model), beside)
@@ -283,9 +287,21 @@ def _random(cls: Any, config: Any, seed: int) -> nn.Module:
     return built
 
 
-def _pretrained(cls: Any, config: Any, place: str, row: Any, attention: str | None) -> nn.Module:
+def _unchanged(config: Any, place: str, row: Any) -> tuple[Any, None]:
+    return config, None
+
+
+def _pretrained(
+    cls: Any,
+    config: Any,
+    place: str,
+    row: Any,
+    attention: str | None,
+    tensors: Mapping[str, torch.Tensor] | None,
+) -> nn.Module:
     path = Path(place)
-    tensors = files.read_state(path) if path.is_file() else None
+    if tensors is None and path.is_file():
+        tensors = files.read_state(path)
     try:
         model, info = cls.from_pretrained(
             None if tensors is not None else place,
