@@ -47,7 +47,7 @@ def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True)
 
 
 def _merges_below(trace: Trace, step: AttentionStep) -> list[MergeStep] | None:
-    """The merges between a step's keys and the bottom stream, last first; None where its keys are not made of it."""
+    """The merges between a step's keys and the bottom stream, last first; None where keys are not made of it."""
     stream, merges = step.key, []
     for below in reversed(trace.flow[: trace.flow.index(step)]):
         if isinstance(below, MergeStep) and below.target == stream and stream != trace.stream:

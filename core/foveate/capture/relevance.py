@@ -130,15 +130,13 @@ class _Sweep:
             return {}
         columns: dict[str, Tensor] = {}
         squares: dict[str, Tensor] = {}
-        keys, queries = {s.key for s in crosses}, {s.query for s in crosses}
+        keys, queries = _read_from(self.trace, crosses), {s.query for s in crosses}
         found = {}
         for number, step in enumerate(self.trace.flow):
             if isinstance(step, MergeStep) and step.target in keys:
-                raise CaptureError(
-                    f"chefer_iccv21: merged tokens ({step.name or step.target}) under cross-attention "
-                    "have no rule in the paper",
-                    remedy="use rollout or grad_attention",
-                )
+                if step.source in columns:
+                    columns[step.target] = _selected(step, columns[step.source])
+                continue
             if not isinstance(step, AttentionStep):
                 continue
             if step.query != step.key:
@@ -184,6 +182,30 @@ class _Sweep:
             sizes,
             lambda x: record.grad_right(x.transpose(1, 2), gradient).transpose(1, 2),
         ).transpose(1, 2)
+
+
+def _read_from(trace: Trace, crosses: list[AttentionStep]) -> set[str]:
+    """Streams that cross-attention reads, directly or as a selection of their tokens."""
+    keys = {step.key for step in crosses}
+    for step in reversed(trace.flow):
+        if isinstance(step, MergeStep) and step.target in keys:
+            keys.add(step.source)
+    return keys
+
+
+def _selected(step: MergeStep, columns: Tensor) -> Tensor:
+    """Row sums of R - I for tokens that are some of another stream's (one level of a pyramid): theirs.
+
+    Raises CaptureError where tokens are mixed: R - I of a mixture has no rule in the paper.
+    """
+    matrix = step.matrix.to(columns)
+    if not bool(((matrix == 0) | (matrix == 1)).all() & (matrix.sum(-1) == 1).all()):
+        raise CaptureError(
+            f"chefer_iccv21: merged tokens ({step.name or step.target}) under cross-attention "
+            "have no rule in the paper",
+            remedy="use rollout or grad_attention",
+        )
+    return matrix @ columns
 
 
 def _normalised(grown: Tensor | None) -> Tensor | None:
