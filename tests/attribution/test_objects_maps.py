@@ -8,7 +8,7 @@ import torch
 
 from detector_fakes import WINDOWS, WindowDetector, bound_spots, padded, spots
 from foveate.attribution.drise import DRise, random_mask, similarities
-from foveate.attribution.objects import OwnBox, OwnMask, box_share
+from foveate.attribution.objects import OwnBox, OwnMask, box_share, own_share
 from foveate.attribution.padding import visible_share
 from foveate.attribution.seeding import sample_seed
 from foveate.errors import UsageError
@@ -165,3 +165,25 @@ def test_an_object_that_is_never_found_again_gives_a_flat_map_that_has_not_conve
 def test_bad_options(options):
     with pytest.raises(UsageError, match="drise"):
         DRise(**options)
+
+
+def test_segmenters_without_boxes_are_matched_by_their_masks():
+    a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    a[:2], b[:3] = True, True
+    target = Prediction("0", 1.0, 0, 0, mask=a)
+    answers = [
+        [Prediction("0", 0.9, 0, 0, mask=b)],
+        [Prediction("0", 0.9, 0, 0)],
+        [Prediction("1", 0.9, 1, 0, mask=a)],
+    ]
+    np.testing.assert_allclose(similarities([target], answers)[:, 0], [0.9 * 2 / 3, 0.0, 0.0])
+
+
+def test_an_objects_place_is_its_box_or_else_its_mask():
+    geometry, mask = Geometry.identity(32, 32), np.zeros((32, 32), bool)
+    mask[:8] = True
+    only_mask = Prediction("0", 1.0, 0, 0, mask=mask)
+    np.testing.assert_array_equal(own_share(only_mask, geometry, CELLS), [[1.0] * 4] + [[0.0] * 4] * 3)
+    both = Prediction("0", 1.0, 0, 0, (0.0, 0.0, 32.0, 8.0), mask)
+    np.testing.assert_array_equal(own_share(both, geometry, CELLS)[:, 0], [1.0] * 4)
+    assert np.isnan(own_share(None, geometry, CELLS)).all()

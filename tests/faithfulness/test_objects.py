@@ -16,7 +16,7 @@ from foveate.faithfulness.leaderboard import CONTROL, build_leaderboard
 from foveate.faithfulness.objects import mean_over_objects
 from foveate.faithfulness.readings import read_as, readings_of, vanished_share
 from foveate.faithfulness.scoring import Scoring, score_maps
-from foveate.faithfulness.tables import caption
+from foveate.faithfulness.tables import caption, to_text
 from foveate.geometry import CellGrid
 from foveate.interfaces import Target
 from foveate.study.attribute import Settings as AttributeSettings
@@ -119,6 +119,11 @@ def test_vanished_objects_are_counted(run, report):
     assert 0 < scores.attrs["vanished_share"] < 1
     assert np.isnan(scores["vanished"].sel({"method": "random"})).all()
     assert any("vanished and scores 0" in line for line in caption(report.board))
+    row = next(r for r in report.board.rows if r.method == "inputxgrad")
+    area = scores["area"].sel({"method": "inputxgrad", "mode": "deletion", "scale": "probability@match"})
+    assert row.deletion_by_match == pytest.approx(np.nanmean(np.nanmean(area.values[[0, 2, 3, 4]], axis=1)))
+    assert row.deletion_by_match <= row.deletion
+    assert "by match" in to_text(report.board)
 
 
 def test_the_own_box_is_a_control_and_what_beats_it_is_said(run, report):

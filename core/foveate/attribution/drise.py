@@ -65,11 +65,11 @@ class DRise(Attribution):
     def attribute(
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
     ) -> AttributionMap:
-        """``masks * repeats`` forward passes an image. Raises UsageError where no row is an object with a box."""
+        """``masks * repeats`` forward passes an image. Raises UsageError where no row has a box or a mask."""
         objective = Objective(source, batch, bound, rows=self.rows)
         own = own_predictions(source, objective.batch, objective.bound)
         if not any(_usable(one) for one in own):
-            raise UsageError("drise: the explained targets are not objects with a box")
+            raise UsageError("drise: the explained targets are not objects with a box or a mask")
         grid = source.cells(batch)
         maps = np.full((self.repeats, len(own), *grid.shape), np.nan)
         for rows in _by_image(objective, own):
@@ -157,21 +157,32 @@ def random_mask(
 def similarities(targets: Sequence[Prediction], answers: Sequence[Sequence[Prediction]]) -> NDArray[np.float64]:
     """How well each picture's best answer is each target, ``(picture, target)`` in [0, 1].
 
-    Equation 3: overlap of boxes (IoU) times agreement of classes times score. Answers carry one class each, so
-    the paper's cosine of class vectors is 1 for the same class, else 0.
+    Equation 3: overlap (IoU, of boxes, or of masks where a segmenter gives no boxes) times agreement of classes
+    times score. Answers carry one class each: the paper's cosine of class vectors is 1 for the same class, else 0.
     """
     found = np.zeros((len(answers), len(targets)))
-    places = torch.tensor([target.box for target in targets], dtype=torch.float64)
     for picture, row in enumerate(answers):
         row = [one for one in row if _usable(one)]
-        if not row:
-            continue
-        boxes = torch.tensor([one.box for one in row], dtype=torch.float64)
-        overlap = iou(places[:, None], boxes[None]).numpy()
-        scores = np.array([one.score for one in row])
-        same = np.array([[_same_class(target, one) for one in row] for target in targets])
-        found[picture] = (overlap * scores * same).max(1)
+        if row:
+            scores = np.array([one.score for one in row])
+            same = np.array([[_same_class(target, one) for one in row] for target in targets])
+            found[picture] = (_overlap(targets, row) * scores * same).max(1)
     return found
+
+
+def _overlap(targets: Sequence[Prediction], answers: Sequence[Prediction]) -> NDArray[np.float64]:
+    """Intersection over union, ``(target, answer)``."""
+    if all(one.box is not None for one in (*targets, *answers)):
+        places, boxes = (torch.tensor([o.box for o in some], dtype=torch.float64) for some in (targets, answers))
+        return np.asarray(iou(places[:, None], boxes[None]).numpy())
+    return np.array([[_mask_overlap(a.mask, b.mask) for b in answers] for a in targets])
+
+
+def _mask_overlap(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> float:
+    if a is None or b is None or a.shape != b.shape:
+        return 0.0
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 0.0
 
 
 def _same_class(a: Prediction, b: Prediction) -> bool:
@@ -179,7 +190,10 @@ def _same_class(a: Prediction, b: Prediction) -> bool:
 
 
 def _usable(one: Prediction | None) -> bool:
-    return one is not None and one.box is not None and bool(np.isfinite(one.box).all())
+    """Whether an answer says where its object is."""
+    if one is None:
+        return False
+    return one.mask is not None if one.box is None else bool(np.isfinite(one.box).all())
 
 
 def _answers(image: Objective, inputs: torch.Tensor) -> list[list[Prediction]]:

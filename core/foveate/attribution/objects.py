@@ -103,6 +103,15 @@ class OwnMask(Attribution):
         return Cost(1)
 
 
+def own_share(one: Prediction | None, geometry: Geometry, grid: CellGrid) -> NDArray[np.float64]:
+    """Share of each input cell under an object's box, or under its mask where it has none; NaN without both."""
+    if one is not None and one.box is not None:
+        return box_share(one.box, geometry, grid)
+    if one is not None and one.mask is not None:
+        return mask_share(one.mask, geometry, grid)
+    return np.full(grid.shape, np.nan)
+
+
 def box_share(box: Box, geometry: Geometry, grid: CellGrid) -> NDArray[np.float64]:
     """Share of each input cell's visible part under a box (top, left, bottom, right; original pixels), ``(y, x)``.
 

@@ -17,6 +17,7 @@ import numpy as np
 from foveate.errors import UsageError
 from foveate.faithfulness.agreement import captum_ceiling, excess
 from foveate.faithfulness.objects import beyond_own_place, mean_over_objects
+from foveate.faithfulness.readings import MATCH
 from foveate.stats.intervals import Interval, bootstrap_mean
 from foveate.stats.paired import Comparison, compare_family
 
@@ -54,7 +55,8 @@ class Row:
     ``versus_random`` is the paired comparison of the main protocol; ``protocols_better`` and ``..._worse``
     count the protocols in which the verdict against random is that. ``ranks`` is (best, worst) over all
     protocols among ranked methods, None for controls and unranked ones. ``localisation`` and ``agreement``
-    (with Captum, beyond the cross-image null) are by measure.
+    (with Captum, beyond the cross-image null) are by measure. ``deletion_by_match`` is the mean deletion area of
+    objects followed by match, NaN for targets that are no objects.
     """
 
     method: str
@@ -70,6 +72,7 @@ class Row:
     agreement: Mapping[str, Interval] = field(default_factory=dict)
     converged: float = 1.0
     seed_spearman: float = float("nan")
+    deletion_by_match: float = float("nan")
 
     @property
     def is_control(self) -> bool:
@@ -164,9 +167,10 @@ class _Evidence:
     versus: Mapping[ProtocolKey, Mapping[str, Comparison]]
     ranks: Mapping[str, tuple[int, int]]
 
-    def mean(self, mode: str, name: str) -> float:
-        """Mean area over images under the main baseline and scale."""
-        values = self.table.get(self.main._replace(mode=mode), {}).get(name, np.empty(0))
+    def mean(self, mode: str, name: str, *, scale: str | None = None) -> float:
+        """Mean area over images under the main baseline and scale (or another scale)."""
+        key = self.main._replace(mode=mode, scale=scale or self.main.scale)
+        values = self.table.get(key, {}).get(name, np.empty(0))
         values = values[np.isfinite(values)]
         return float(values.mean()) if values.size else float("nan")
 
@@ -181,6 +185,7 @@ def _row(scores: xr.Dataset, agreement: xr.Dataset | None, name: str, evidence: 
         role=str(scores["role"].sel({"method": name}).item()),
         n=int(np.isfinite(evidence.table[evidence.main][name]).sum()),
         deletion=evidence.mean("deletion", name),
+        deletion_by_match=evidence.mean("deletion", name, scale="probability" + MATCH),
         insertion=evidence.mean("insertion", name),
         versus_random=evidence.versus[evidence.main].get(name),
         protocols_better=evidence.count("better", name),

@@ -93,6 +93,8 @@ def record(board: Leaderboard, row: Row) -> dict[str, Any]:
         "insertion": row.insertion,
         "abpc": row.insertion - row.deletion,
     }
+    if math.isfinite(row.deletion_by_match):
+        flat["deletion_by_match"] = row.deletion_by_match
     flat |= {f"versus_random_{k}": v for k, v in _comparison(row.versus_random).items()}
     flat |= {
         "protocols": len(board.protocols),
@@ -238,12 +240,22 @@ def _cells(board: Leaderboard) -> list[list[str]]:
     names = _localisation_names(board)
     localised = [name for name in names if any(name in row.localisation for row in board.rows)]
     agreed = [name for name in _AGREEMENT if any(name in row.agreement for row in board.rows)]
-    header = ["rank", "range", "method", "deletion ↓", "insertion ↑", f"{board.main.mode} - random [95 %]"]
+    followed = any(math.isfinite(row.deletion_by_match) for row in board.rows)
+    header = [
+        "rank",
+        "range",
+        "method",
+        "deletion ↓",
+        *(["by match ↓"] * followed),
+        "insertion ↑",
+        f"{board.main.mode} - random [95 %]",
+    ]
     header += ["verdict", "better on", "+/-", *(names[name] for name in localised)]
     header += [_AGREEMENT[name] for name in agreed]
     lines = []
     for row in (*(r for r in board.rows if r.is_ranked or r.is_control), *board.unranked):
-        line = [*_place(board, row), _name(row), _number(row.deletion), _number(row.insertion)]
+        matched = [_number(row.deletion_by_match)] * followed
+        line = [*_place(board, row), _name(row), _number(row.deletion), *matched, _number(row.insertion)]
         line += [*_versus(row), _signs(row)]
         line += [_number(row.localisation[m].estimate) if m in row.localisation else "" for m in localised]
         line += [_signed(row.agreement[m].estimate) if m in row.agreement else "" for m in agreed]

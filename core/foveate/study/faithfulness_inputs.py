@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from foveate.attribution.objective import Objective
-from foveate.attribution.objects import OwnBox, OwnMask, box_share, of_objects, own_predictions
+from foveate.attribution.objects import OwnBox, OwnMask, of_objects, own_predictions, own_share
 from foveate.attribution.padding import visible_share
 from foveate.attribution.reference import Centre, Edge, Oracle, Saturation, Uniform, Untrained, mask_share
 from foveate.errors import UsageError
@@ -260,16 +260,12 @@ DISPENSABLE = (Edge.name, Saturation.name, OwnBox.name, OwnMask.name)
 def evidence_share(bound: Bound, cells: CellGrid) -> NDArray[np.float64]:
     """What localisation is measured against: the share of each cell, (target row, cell), under the sample's mask.
 
-    Of an object: under its predicted box. NaN where there is neither.
+    Of an object: under its predicted box, or mask where it has no box. NaN where there is neither.
     """
     objective = bound.objective
     if bound.of_objects:
         own = own_predictions(objective.source, objective.batch, objective.bound)
-        boxes = [one.box if one is not None else None for one in own]
-        shares = [
-            np.full(cells.shape, np.nan) if box is None else box_share(box, geometry, cells)
-            for box, geometry in zip(boxes, objective.batch.geometry, strict=True)
-        ]
+        shares = [own_share(*pair, cells) for pair in zip(own, objective.batch.geometry, strict=True)]
         return np.stack(shares).reshape(len(shares), -1)
     blank = np.full(cells.shape, np.nan)
     rows = [
