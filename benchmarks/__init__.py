@@ -1,0 +1,1 @@
+"""What exact attention costs: ``python -m benchmarks.engine`` prints the table. Not part of the package."""
