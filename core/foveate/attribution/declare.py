@@ -99,6 +99,12 @@ def _attention_specs() -> Iterable[AttributionSpec]:
         yield AttributionSpec(
             name, f"foveate.attribution.attention:{target}", summary, capabilities=needs | {"attention"}
         )
+    yield AttributionSpec(
+        "chefer_cvpr21",
+        "foveate.attribution.chefer_cvpr21:CheferCVPR21",
+        "gradient-weighted relevance of attention by layer-wise propagation, plain ViTs",
+        capabilities=frozenset({"gradients", "attention"}),
+    )
 
 
 def _reference_specs() -> Iterable[AttributionSpec]:

@@ -1,0 +1,138 @@
+"""Relevance by layer-wise propagation, weighted by gradients: Chefer, Gur and Wolf, CVPR 2021, arXiv:2012.09838.
+
+With R_A the relevance that rules of :mod:`foveate.attribution.lrp` bring to a layer's attention weights A, and dA
+the gradient of the score there, each layer gives I + mean_h (dA * R_A)+, and the map is the readout's row of the
+product over layers (sec. 3.3). Defined for plain vision transformers: one stream of tokens, self-attention only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.attribution.attention import on_cells
+from foveate.attribution.lrp.operations import SOFTMAXES
+from foveate.attribution.lrp.propagation import relevance_at
+from foveate.attribution.lrp.recording import Operation, Recording, recording
+from foveate.attribution.objective import Objective
+from foveate.attribution.pixels import Cost
+from foveate.capture.claims import Claims
+from foveate.errors import CaptureError, UsageError
+from foveate.interfaces import AttentionStep, Attribution, AttributionMap, CallKey
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveate.interfaces import AttentionSource, Batch, BoundTarget, Outputs
+
+
+@dataclass(frozen=True)
+class CheferCVPR21(Attribution):
+    """Relevance of the LRP variant, each target row on its own, rules in float64.
+
+    Needs no code of the model, only torch operations that have a rule: UsageError names the first that has none.
+    """
+
+    name: ClassVar[str] = "chefer_cvpr21"
+    citation: ClassVar[str] = "Chefer, Gur & Wolf, CVPR 2021, arXiv:2012.09838, sec. 3"
+
+    def attribute(
+        self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
+    ) -> AttributionMap:
+        """The readout's row over patches. Raises UsageError for models that are not plain ViTs."""
+        objective, cells = Objective(source, batch, bound), source.cells(batch)
+        maps = [_map(source, *_single(objective, row)) for row in range(len(objective))]
+        info = {"citation": self.citation, "scale": bound.scale, "forward_passes": 1, "backward_passes": 1}
+        return AttributionMap(self.name, np.concatenate(maps).astype(np.float32), cells, info=info)
+
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """One forward and one backward pass, and float64 values and rules that take about three times as long."""
+        return Cost(4, 4)
+
+
+def _single(objective: Objective, row: int) -> tuple[Batch, BoundTarget]:
+    """One target row as a batch of one: the rule for sums adds up whole tensors."""
+    batch, bound = objective.batch, objective.bound.take([row])
+    return batch.replace(batch.inputs[row : row + 1].clone().requires_grad_(), [row]), bound
+
+
+def _map(source: AttentionSource, batch: Batch, bound: BoundTarget) -> NDArray[np.float64]:
+    """``(1, y, x)``."""
+    with recording(source.module, batch.inputs) as recorded:
+        outputs = source.forward(batch, grad=True)
+        score = source.score(outputs, batch, bound)
+    with torch.no_grad():
+        steps = plain_steps(source, batch, outputs)
+        layers = attention_operations(source, recorded, steps)
+        weights = source.readout(batch, outputs, bound)[_site(source, steps)].weights
+        row = swept(relevant_attention(recorded, score, layers), weights.to(score.device, torch.float64))
+        return on_cells(row, source.label(steps[0], batch, outputs).key, source.cells(batch))
+
+
+def relevant_attention(recorded: Recording, score: Tensor, layers: list[Operation]) -> list[Tensor]:
+    """mean_h (dA * R_A)+ of each layer, float64 ``(query, key)`` (sec. 3.3)."""
+    relevance = relevance_at(recorded, score, layers)
+    slopes = torch.autograd.grad(score, [layer.results[0] for layer in layers], torch.ones_like(score))
+    joined = [(slope.double() * r).clamp(min=0) for slope, r in zip(slopes, relevance, strict=True)]
+    return [layer.reshape(-1, *layer.shape[-2:]).mean(0) for layer in joined]
+
+
+def swept(layers: list[Tensor], row: Tensor) -> Tensor:
+    """``row (1, token)`` of the product of I + layer, last layer first (sec. 3.3)."""
+    for layer in reversed(layers):
+        row = row + row @ layer
+    return row
+
+
+def plain_steps(source: AttentionSource, batch: Batch, outputs: Outputs) -> list[CallKey]:
+    """The calls of a plain ViT in order. UsageError where tokens meet in any other way than self-attention."""
+    stream, calls = source.stream(batch), []
+    for step in source.flow(batch, outputs):
+        plain = isinstance(step, AttentionStep) and step.residual and step.query == step.key == stream
+        if not plain or not isinstance(step, AttentionStep):
+            raise _not_plain(source, f"its flow has {step}")
+        if [name for name, _ in source.label(step.call, batch, outputs).leading] != ["sample"]:
+            raise _not_plain(source, f"{step.call.site} attends within parts of an image")
+        calls.append(step.call)
+    if not calls:
+        raise _not_plain(source, "its flow has no attention")
+    return calls
+
+
+def attention_operations(source: AttentionSource, recorded: Recording, steps: list[CallKey]) -> list[Operation]:
+    """The softmax of each call, found by the module that made it. CaptureError where one was not seen."""
+    claims, seen = Claims(source), Counter[tuple[str, int]]()
+    found: dict[CallKey, Operation] = {}
+    for operation in recorded.operations:
+        claim = claims.find(operation.owner) if operation.name in SOFTMAXES else None
+        if claim is not None:
+            place = (claim[0].id, claim[1])
+            found[CallKey(*place, seen[place])] = operation
+            seen[place] += 1
+    missing = [tuple(step) for step in steps if step not in found]
+    if missing:
+        raise CaptureError(
+            f"chefer_cvpr21: no softmax seen in {missing[:4]} of {source.card.id}",
+            remedy="attention in flash-attn, xformers or flex kernels cannot be seen: use SDPA or eager attention",
+        )
+    return [found[step] for step in steps]
+
+
+def _site(source: AttentionSource, steps: list[CallKey]) -> str:
+    """The site that all steps belong to."""
+    sites = {step.site for step in steps}
+    if len(sites) > 1:
+        raise _not_plain(source, f"it attends at {', '.join(sorted(sites))}")
+    return steps[0].site
+
+
+def _not_plain(source: AttentionSource, why: str) -> UsageError:
+    return UsageError(
+        f"chefer_cvpr21: defined for plain vision transformers, {source.card.id} is none: {why}",
+        remedy="use chefer_iccv21, which follows attention through any flow",
+    )
