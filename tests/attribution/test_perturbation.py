@@ -216,8 +216,15 @@ def test_uneven_cells():
     channel = batch.inputs[0, bound.rows[0].class_index]
     want = [[channel[:8, :20].sum(), channel[:8, 20:].sum()], [channel[8:, :20].sum(), channel[8:, 20:].sum()]]
     np.testing.assert_allclose(got, np.array(want), rtol=1e-3, atol=1e-2)
-    with pytest.raises(UsageError, match="ablation"):
-        p.Occlusion().attribute(source, batch, bound)
+    one = p.Occlusion(window=1).attribute(source, batch, bound).values[0]
+    np.testing.assert_allclose(one, got, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3, "stride": 2}, {"window": 1}, {"stride": 2}])
+def test_windows_of_patches_are_captums_where_patches_are_equal(tiny, monkeypatch, options):
+    by_captum = p.Occlusion(**options).attribute(*tiny).values
+    monkeypatch.setattr(p, "patch_size", lambda block: None)
+    np.testing.assert_allclose(p.Occlusion(**options).attribute(*tiny).values, by_captum, atol=1e-5)
 
 
 def test_bad_input(tiny, monkeypatch):

@@ -70,7 +70,8 @@ class Occlusion(CellMethod):
     """The mean drop of the score over all sliding windows that cover a patch.
 
     ``window`` and ``stride`` are in patches; the default window of 2 x 2 sees evidence that spans patches
-    and differs from ``ablation``, which is a window of one. Patches must be equal and of whole pixels.
+    and differs from ``ablation``, which is a window of one. Captum's Occlusion slides windows of one size in
+    pixels; where patches are not equal (a detector's border cells), windows of whole patches slide here.
     """
 
     name: ClassVar[str] = "occlusion"
@@ -85,22 +86,53 @@ class Occlusion(CellMethod):
 
     def cost(self, shape: tuple[int, ...]) -> Cost:
         """One forward pass a window position and one for the whole image."""
-        sides = [max(0, math.ceil((side - self.window) / self.stride)) + 1 for side in shape[-2:]]
+        sides = [len(self._starts(side)) for side in shape[-2:]]
         return Cost(math.prod((*shape[:-2], *sides)) + 1)
 
+    def _starts(self, side: int) -> range:
+        """First patch of every window along an axis of ``side`` patches; the last window may be cut."""
+        return range(0, max(0, math.ceil((side - self.window) / self.stride)) * self.stride + 1, self.stride)
+
     def _explain(self, block: Objective) -> tuple[torch.Tensor]:
+        size = patch_size(block)
+        return (self._by_patches(block) if size is None else self._by_captum(block, *size),)
+
+    def _by_captum(self, block: Objective, height: int, width: int) -> torch.Tensor:
         forward, arguments = block.captum()
-        height, width = patch_size(block)
         whole = block.inputs.shape[1:-2]  # every channel; of a clip, one frame at a time
         leading = (1,) * (len(whole) - 1) + whole[-1:]
-        values = CaptumOcclusion(forward).attribute(
+        values: torch.Tensor = CaptumOcclusion(forward).attribute(
             **arguments,
             baselines=make_baseline(self.baseline, block),
             sliding_window_shapes=(*leading, self.window * height, self.window * width),
             strides=(*leading, self.stride * height, self.stride * width),
             perturbations_per_eval=per_eval(block),
         )
-        return (values,)
+        return values
+
+    @torch.no_grad()
+    def _by_patches(self, block: Objective) -> torch.Tensor:
+        """The same mean over windows, each a mask of patches, ``(target, channel, y, x)``."""
+        if block.inputs.dim() != 4:
+            raise UsageError("occlusion: the patches of a clip are not equal squares", remedy="use 'ablation'")
+        regions = feature_mask(block.inputs, block.source.cells(block.batch))[0]
+        windows = self._windows(block.source.cells(block.batch).shape).to(regions.device)
+        baseline, whole = make_baseline(self.baseline, block), block(block.inputs)
+        total = torch.zeros(len(block), windows.shape[1], device=regions.device)
+        for window in windows:
+            hidden = torch.where(window[regions], baseline, block.inputs)
+            total += (whole - block(hidden))[:, None] * window
+        return (total / windows.sum(0).clamp_min(1))[:, regions]
+
+    def _windows(self, shape: tuple[int, int]) -> torch.Tensor:
+        """Patches under every window, bool ``(window, patch)``."""
+        masks = []
+        for row in self._starts(shape[0]):
+            for column in self._starts(shape[1]):
+                mask = torch.zeros(shape, dtype=torch.bool)
+                mask[row : row + self.window, column : column + self.window] = True
+                masks.append(mask.flatten())
+        return torch.stack(masks)
 
 
 @dataclass(frozen=True)
@@ -183,20 +215,14 @@ def per_eval(block: Objective) -> int:
     return max(1, block.rows(grad=False) // len(block))
 
 
-def patch_size(block: Objective) -> tuple[int, int]:
-    """Height and width of the equal patches that tile the input, whole pixels.
-
-    Raises UsageError where patches differ or cut pixels.
-    """
+def patch_size(block: Objective) -> tuple[int, int] | None:
+    """Height and width of the patches in whole pixels, None where they differ or cut pixels."""
     grid = block.source.cells(block.batch)
     sides = []
     for edges in (grid.y, grid.x):
         steps = np.diff(edges)
         side = round(float(steps[0]))
         if side < 1 or not np.allclose(steps, side, atol=1e-6):
-            raise UsageError(
-                "occlusion: patches are not equal squares of whole pixels",
-                remedy="use 'ablation', which takes cells of any shape",
-            )
+            return None
         sides.append(side)
     return sides[0], sides[1]
