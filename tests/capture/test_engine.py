@@ -64,8 +64,10 @@ def test_readout_rows_fixed_or_known_only_after_the_forward():
     now = capture_batch(source, batch, plan()).sites[SITE]
     source.fixed_readout = lambda batch: {}
     later = capture_batch(source, batch, plan()).sites[SITE]
-    assert np.array_equal(now.arrays["attention"], later.arrays["attention"])
-    assert now.query_index == later.query_index == (0,)
+    assert np.allclose(now.arrays["attention"], later.arrays["attention"], atol=1e-7)
+    assert now.query_index == (0,)
+    # what depends on the answer may agree in one batch and not in the next: it never has a position
+    assert later.query_index == (-1,)
     assert (now.rule, len(now.query), len(now.token), len(now.key)) == ("cls", 1, 17, 17)
     assert now.query.kind[0] == now.token.kind[0]
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.capture.allowed import allowed, allowed_rows
 from foveate.capture.certificate import Certificate, check_record
 from foveate.capture.forward import tapped_forward
 from foveate.capture.labels import call_labels
@@ -52,6 +53,8 @@ class SiteCapture:
     - ``received`` (..., layer, head, key), mean over the whole query axis; with ``heads="mean"`` this and
       ``entropy`` are means over heads too, head again of size 1
     - ``head_mean`` (..., layer, token, key), the whole query axis
+    - ``allowed`` bool (..., layer, query, key), over the rows kept, at sites with masks besides a causal one:
+      False where no head of the row could read the key
 
     ``query`` labels the rows kept, ``token`` the whole query axis. ``query_index`` holds the positions kept, -1
     for a weighted readout row; ``rule`` says in words what was chosen.
@@ -104,6 +107,11 @@ class _Part:
     arrays: dict[CallKey, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     waiting: dict[CallKey, Record] = field(default_factory=dict)
 
+    @property
+    def masked(self) -> bool:
+        """Whether masks must be kept with the rows; a causal one follows from the positions alone."""
+        return bool(set(self.job.site.masks) - {"causal"}) and self.job.site.form == "dense"
+
 
 class _Collector:
     """Reduces records as they come, or holds what cannot be decided before the answer is known."""
@@ -122,6 +130,8 @@ class _Collector:
         part.shapes[call] = record.shape
         found = reduce_rows(record, part.job.folds, topk=part.job.plan.topk)
         part.arrays[call] = {name: array.cpu() for name, array in found.items()}
+        if part.masked and part.job.plan.rows == "all":
+            part.arrays[call]["allowed"] = allowed(record, slice(None)).cpu()
         if part.selection is not None and part.selection.ready(record):
             self._keep(part, call, record, None)
         else:
@@ -132,7 +142,7 @@ class _Collector:
         waiting = [part for part in self.parts.values() if part.waiting]
         readouts = source.readout(batch, outputs) if waiting else {}
         for part in waiting:
-            part.selection = part.selection or part.job.selection(readouts) or Selection("none")
+            part.selection = part.selection or part.job.selection(readouts, fixed=False) or Selection("none")
             for call, record in part.waiting.items():
                 self._keep(part, call, record, call_labels(source, call, batch, outputs, record.shape))
             part.waiting.clear()
@@ -148,6 +158,8 @@ class _Collector:
                 f"not {list(selection.query_index)}"
             )
         part.arrays[call]["attention"] = selection.take(record, labels).float().cpu()
+        if part.masked:
+            part.arrays[call]["allowed"] = allowed_rows(record, selection, labels).cpu()
 
 
 def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outputs) -> SiteCapture:

@@ -66,6 +66,7 @@ class Pending:
     weights: Tensor
     dim: int
     heads: int
+    blocked: Tensor | None = None
     levels: list[Level | Gathered] = field(default_factory=list)
     aliases: list[int] = field(default_factory=list)
     weighed: bool = False
@@ -83,9 +84,9 @@ class Follower:
         # Identity is safe only while the tensor lives: ids are reused after it dies.
         self._aliases: dict[int, tuple[weakref.ref[Tensor], Pending]] = {}
 
-    def start(self, name: str, weights: Tensor, dim: int, heads: int) -> Pending:
-        """A softmax was taken."""
-        pending = Pending(name, weights, dim, heads)
+    def start(self, name: str, weights: Tensor, dim: int, heads: int, blocked: Tensor | None = None) -> Pending:
+        """A softmax was taken; ``blocked`` says where its scores were masked."""
+        pending = Pending(name, weights, dim, heads, blocked)
         self._pending.append(pending)
         self._remember(weights, pending)
         return pending
@@ -111,7 +112,13 @@ class Follower:
         self._forget(pending)
         self._found(
             MaterialisedRecord(
-                pending.name, weights, heads=pending.heads, product=product, linked=True, over_keys=over_keys
+                pending.name,
+                weights,
+                heads=pending.heads,
+                product=product,
+                linked=True,
+                over_keys=over_keys,
+                blocked=pending.blocked,
             )
         )
 

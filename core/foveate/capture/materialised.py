@@ -18,12 +18,23 @@ from foveate.capture.blocks import Positions
 from foveate.capture.records import Check, Record, Shape, as_index, relative_error, row_check, work_dtype
 from foveate.interfaces import SiteForm
 
+BLOCKED = -5e3
+"""Scores below this are masked: additive masks are -inf, a dtype's minimum or -1e4 and less, scores never are."""
+
+
+def blocked_scores(scores: Tensor) -> Tensor | None:
+    """Where scores that enter a softmax are masked, bool of their shape; None where no key is."""
+    if not scores.is_floating_point() or not scores.numel() or not float(scores.amin()) <= BLOCKED:
+        return None
+    return scores <= BLOCKED
+
 
 class MaterialisedRecord(Record):
     """Softmax weights ``(..., query, key)``; with three axes ``heads`` says how many heads the first holds.
 
     ``product`` is (weights as they entered the product, values, output) where the tap saw a plain matrix
-    product. ``linked`` tells that it saw any product of these weights with values.
+    product. ``linked`` tells that it saw any product of these weights with values. ``blocked`` is where the scores
+    were masked, bool like the weights, or None.
     """
 
     form: ClassVar[SiteForm] = "dense"
@@ -38,11 +49,13 @@ class MaterialisedRecord(Record):
         product: tuple[Tensor, Tensor, Tensor] | None = None,
         linked: bool = False,
         over_keys: bool = True,
+        blocked: Tensor | None = None,
     ) -> None:
         self.name, self.linked, self.sums_to_one = name, linked, over_keys
         self._heads = heads
         self.node = weights if weights.requires_grad else None
         self.weights = canonical_weights(weights.detach(), heads)
+        self.blocked = None if blocked is None else canonical_weights(blocked, heads)
         self._product = None if product is None else tuple(t.detach() for t in product)
 
     @property
@@ -70,7 +83,9 @@ class MaterialisedRecord(Record):
 
     def light(self) -> MaterialisedRecord:
         """Without values and output."""
-        return MaterialisedRecord(self.name, self.weights, linked=self.linked, over_keys=self.sums_to_one)
+        return MaterialisedRecord(
+            self.name, self.weights, linked=self.linked, over_keys=self.sums_to_one, blocked=self.blocked
+        )
 
     def rows(self, index: Positions | Sequence[int]) -> Tensor:
         """Rows of the model's own weights (a copy), ``(batch, head, row, key)``; NaN rows are masked: zero."""

@@ -25,12 +25,15 @@ class SiteJob:
         full = (Full,) if self.plan.rows == "all" else ()
         return (*full, *(REDUCTIONS[name] for name in self.plan.reductions))
 
-    def selection(self, readouts: Mapping[str, Readout]) -> Selection | None:
-        """The rows to keep as far as ``readouts`` tells; None where it does not (yet)."""
+    def selection(self, readouts: Mapping[str, Readout], *, fixed: bool = True) -> Selection | None:
+        """The rows to keep as far as ``readouts`` tells; None where it does not (yet).
+
+        ``fixed`` readouts were known before the forward.
+        """
         rows = self.plan.rows
         if rows == "readout":
             readout = readouts.get(self.site.id)
-            return None if readout is None else Selection.of_readout(readout)
+            return None if readout is None else Selection.of_readout(readout, fixed=fixed)
         if isinstance(rows, tuple) and rows:
             return Selection("positions", rows)
         return Selection(str(rows) if rows else "none")

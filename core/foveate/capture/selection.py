@@ -24,9 +24,15 @@ class Selection:
     weights: Tensor | None = None
 
     @classmethod
-    def of_readout(cls, readout: Readout) -> Selection:
-        """A position where all samples are read from the same single query, else a weighted row."""
+    def of_readout(cls, readout: Readout, *, fixed: bool = True) -> Selection:
+        """A position where all samples are read from the same single query, else a weighted row.
+
+        A readout that is not ``fixed`` (it depends on the answer) is a weighted row always: which query answers
+        may agree within one batch by chance, and the rows of a run must have one label.
+        """
         weights = readout.weights.detach()
+        if not fixed:
+            return cls(readout.rule, weights=weights)
         first = int(weights[0].argmax()) if len(weights) else 0
         one_hot = torch.zeros_like(weights)
         one_hot[:, first] = 1.0

@@ -65,6 +65,9 @@ VARIABLES: Mapping[str, Variable] = {
     "topk_value": Variable(
         ("layer", "head", "token", "rank"), "float32", "largest attention weights of every row, descending"
     ),
+    "allowed": Variable(
+        ("layer", "query", "key"), "bool", "False where a mask blocks the key for this row in every head"
+    ),
     "topk_index": Variable(("layer", "head", "token", "rank"), "int32", "key positions of topk_value"),
 }
 """What a site's arrays are; ``attention`` marks those that the plan's dtype applies to."""

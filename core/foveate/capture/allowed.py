@@ -1,0 +1,54 @@
+"""Which keys a mask left to each row: a blocked key is not a key that received zero attention.
+
+Padding, causal masks and masked attention (Mask2Former) put a very negative number on a score. What they blocked
+varies with sample, layer, query and key, and is read from the call itself: from the mask that the kernel was
+given, or from the scores that entered the model's own softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foveate.capture.blocks import Positions
+from foveate.capture.dense import DenseRecord
+from foveate.capture.labels import join_leading
+from foveate.capture.materialised import BLOCKED, MaterialisedRecord
+from foveate.capture.records import Record, as_index
+from foveate.capture.selection import Selection
+from foveate.interfaces import CallLabels
+
+
+def allowed(record: Record, index: Positions | Sequence[int]) -> Tensor:
+    """bool ``(batch, row, key)``: whether any head of a row may read a key."""
+    positions = as_index(index, record.device)
+    batch, _, queries, keys = record.shape
+    rows = torch.arange(queries, device=record.device)[positions]
+    free = torch.ones(batch, len(rows), keys, dtype=torch.bool, device=record.device)
+    if isinstance(record, DenseRecord):
+        return free & _of_mask(record, positions, rows)
+    if isinstance(record, MaterialisedRecord) and record.blocked is not None:
+        return ~record.blocked[:, :, positions].all(1)
+    return free
+
+
+def allowed_rows(record: Record, selection: Selection, labels: CallLabels | None) -> Tensor:
+    """:func:`allowed` for the rows that ``selection`` keeps; a weighted row may read what any of its rows may."""
+    if selection.weights is None:
+        return allowed(record, selection.index)
+    weights = selection.weights.to(record.device)
+    used = (weights if labels is None else join_leading(weights, labels)) > 0
+    return (allowed(record, slice(None)) & used[:, :, None]).any(1, keepdim=True)
+
+
+def _of_mask(record: DenseRecord, positions: Positions, rows: Tensor) -> Tensor:
+    """What mask and causality leave, broadcast against ``(batch, row, key)``."""
+    keys = torch.arange(record.shape.keys, device=record.device)
+    left = keys <= rows[:, None] if record.causal else torch.ones((), dtype=torch.bool, device=record.device)
+    if record.mask is None:
+        return left
+    mask = record.mask if record.mask.shape[-2] == 1 else record.mask[..., positions, :]
+    kept = mask if mask.dtype == torch.bool else mask > BLOCKED
+    return left & kept.any(1)

@@ -1,0 +1,95 @@
+"""Keys that a mask blocked are marked as blocked, by sample, layer and query; zero attention is something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from PIL import Image
+
+from detr_models import photos, tiny
+from foveate.capture.engine import capture_batch
+from foveate.interfaces import CapturePlan, SitePlan
+from foveate.study.capture import run_capture
+from foveate.study.plan import build_plan
+
+SHAPES = ((64, 90), (100, 60))
+
+
+def captured(source: Any, batch: Any, sites: list[str], rows: Any = "all") -> Any:
+    plan = CapturePlan(tuple(SitePlan(site, rows=rows, reductions=()) for site in sites), dtype="float32")
+    return capture_batch(source, batch, plan)
+
+
+def test_masked_attention_equals_the_masks_that_the_model_predicted_before() -> None:
+    """Cheng et al. 2022, eq. 2 and 3: a key is blocked where the previous mask is below one half there, unless the
+    whole mask is; here the masks come from the model's own intermediate predictions.
+    """
+    source = tiny("Mask2Former")
+    batch = source.encode(photos(*SHAPES))
+    module: Any = source.module
+    with torch.no_grad():
+        whole = module.model(batch.inputs, **batch.per_sample, output_hidden_states=True)
+    masks = whole.masks_queries_logits  # before the first layer, and after each
+    levels = source.levels(batch)
+    found = captured(source, batch, ["decoder.cross.p5", "decoder.cross.p4", "decoder.cross.p3"])
+    seen = 0
+    for site, kept in found.sites.items():
+        for number, layer in enumerate(kept.layers):
+            small = F.interpolate(masks[layer], size=levels[layer % 3], mode="bilinear", align_corners=False)
+            expected = small.sigmoid().flatten(2) >= 0.5
+            expected |= ~expected.any(-1, keepdim=True)
+            ours = torch.from_numpy(kept.arrays["allowed"][:, number])
+            assert (ours != expected).float().mean() < 0.01, site  # a logit within rounding of 0
+            attention = torch.from_numpy(kept.arrays["attention"][:, number])
+            assert float(attention.amax(1)[~ours].max()) == 0.0
+            seen += int((~ours).sum())
+    assert seen > 0
+
+
+@pytest.mark.parametrize("name", ["DETR", "Conditional DETR", "DAB-DETR"])
+@pytest.mark.parametrize("rows", ["all", (0, 3), "readout"])
+def test_padding_is_marked_for_each_sample(name: str, rows: Any) -> None:
+    source = tiny(name)
+    batch = source.encode(photos(*SHAPES))
+    grid = source.levels(batch)[0]
+    image = F.interpolate(batch.per_sample["pixel_mask"][:, None].float(), size=grid).flatten(1).numpy() > 0
+    assert image.any()
+    assert not image.all()
+    kept = captured(source, batch, ["decoder.cross"], rows).sites["decoder.cross"]
+    allowed = kept.arrays["allowed"]  # (sample, layer, query, key)
+    assert allowed.dtype == bool
+    assert allowed.shape == (2, 2, kept.arrays["attention"].shape[-2], image.shape[1])
+    np.testing.assert_array_equal(allowed, np.broadcast_to(image[:, None, None], allowed.shape))
+
+
+def test_sites_without_a_mask_store_none() -> None:
+    source = tiny("DETR")
+    kept = captured(source, source.encode(photos(*SHAPES)), ["decoder.self"]).sites["decoder.self"]
+    assert "allowed" not in kept.arrays
+
+
+@pytest.mark.parametrize("name", ["Conditional DETR", "Mask2Former", "RT-DETR"])
+def test_a_run_stores_it_beside_the_rows(tmp_path: Path, name: str) -> None:
+    for sample in photos((64, 90), (100, 60), (80, 80)):
+        Image.fromarray(sample.pixels).save(tmp_path / f"{sample.id}.png")
+    source = tiny(name)
+    report = run_capture(source, [tmp_path], tmp_path / "run.zarr", plan=build_plan(source), batch_size=2)
+    assert not report.failed
+    tree = xr.open_datatree(tmp_path / "run.zarr", engine="zarr", consolidated=False)
+    cross = [site for site in tree["sites"].children if site.startswith("decoder.cross")]
+    assert cross
+    stored = [tree[f"sites/{site}"].dataset for site in cross]
+    rows = [dataset for dataset in stored if "attention" in dataset]
+    assert rows, "the readout row of the decoder is kept"
+    for dataset in rows:
+        assert ("allowed" in dataset) == (name != "RT-DETR")
+        if "allowed" in dataset:
+            assert dataset["allowed"].dims == ("sample", "layer", "query", "key")
+            weights = dataset["attention"].max("head").values
+            assert float(weights[~dataset["allowed"].values].max()) == 0.0
