@@ -35,6 +35,10 @@ class CostWeights:
     class_cost: ClassCost = "probability"
 
 
+DETR = CostWeights()
+"""The weights of Carion et al. 2020."""
+
+
 @dataclass(frozen=True, eq=False)
 class Matching:
     """``truth`` int64 (query,): the true object of each query, -1 for none. ``query`` int64 (object,): the
@@ -59,7 +63,7 @@ def match_objects(
     true_boxes: ArrayLike,
     *,
     size: tuple[float, float],
-    weights: CostWeights = CostWeights(),
+    weights: CostWeights = DETR,
 ) -> Matching:
     """Match the queries of one image to its true objects (Hungarian algorithm, scipy).
 
