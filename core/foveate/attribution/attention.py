@@ -159,10 +159,13 @@ class CheferICCV21(AttentionMethod):
 
 @dataclass(frozen=True)
 class LeGrad(AttentionMethod):
-    """Positive gradients of the attention weights, mean over heads, queries and layers; no product with A."""
+    """Positive gradients of the attention weights, mean over heads, queries and layers; no product with A.
+
+    A variant of the paper's: the model's own score at every layer. ``legrad_layers`` scores each layer's tokens.
+    """
 
     name: ClassVar[str] = "legrad"
-    citation: ClassVar[str] = "Bousselham et al. 2024, arXiv:2404.03214"
+    citation: ClassVar[str] = "after Bousselham et al. 2024, arXiv:2404.03214, with the model's own score"
     needs_gradients: ClassVar[bool] = True
 
     def tokens(self, trace: Trace, bound: BoundTarget) -> tuple[torch.Tensor, TokenAxis]:

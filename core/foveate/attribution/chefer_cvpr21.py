@@ -21,14 +21,17 @@ from foveate.attribution.lrp.propagation import relevance_at
 from foveate.attribution.lrp.recording import Operation, Recording, recording
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
+from foveate.attribution.plain import plain_steps
 from foveate.capture.claims import Claims
-from foveate.errors import CaptureError, UsageError
-from foveate.interfaces import AttentionStep, Attribution, AttributionMap, CallKey
+from foveate.errors import CaptureError
+from foveate.interfaces import Attribution, AttributionMap, CallKey
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foveate.interfaces import AttentionSource, Batch, BoundTarget, Outputs
+    from foveate.interfaces import AttentionSource, Batch, BoundTarget
+
+INSTEAD = "use chefer_iccv21, which follows attention through any flow"
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ def _map(source: AttentionSource, batch: Batch, bound: BoundTarget) -> NDArray[n
         outputs = source.forward(batch, grad=True)
         score = source.score(outputs, batch, bound)
     with torch.no_grad():
-        steps = plain_steps(source, batch, outputs)
+        steps = plain_steps(source, batch, outputs, method=CheferCVPR21.name, instead=INSTEAD)
         layers = attention_operations(source, recorded, steps)
-        weights = source.readout(batch, outputs, bound)[_site(source, steps)].weights
+        weights = source.readout(batch, outputs, bound)[steps[0].site].weights
         row = swept(relevant_attention(recorded, score, layers), weights.to(score.device, torch.float64))
         return on_cells(row, source.label(steps[0], batch, outputs).key, source.cells(batch))
 
@@ -89,21 +92,6 @@ def swept(layers: list[Tensor], row: Tensor) -> Tensor:
     return row
 
 
-def plain_steps(source: AttentionSource, batch: Batch, outputs: Outputs) -> list[CallKey]:
-    """The calls of a plain ViT in order. UsageError where tokens meet in any other way than self-attention."""
-    stream, calls = source.stream(batch), []
-    for step in source.flow(batch, outputs):
-        plain = isinstance(step, AttentionStep) and step.residual and step.query == step.key == stream
-        if not plain or not isinstance(step, AttentionStep):
-            raise _not_plain(source, f"its flow has {step}")
-        if [name for name, _ in source.label(step.call, batch, outputs).leading] != ["sample"]:
-            raise _not_plain(source, f"{step.call.site} attends within parts of an image")
-        calls.append(step.call)
-    if not calls:
-        raise _not_plain(source, "its flow has no attention")
-    return calls
-
-
 def attention_operations(source: AttentionSource, recorded: Recording, steps: list[CallKey]) -> list[Operation]:
     """The softmax of each call, found by the module that made it. CaptureError where one was not seen."""
     claims, seen = Claims(source), Counter[tuple[str, int]]()
@@ -121,18 +109,3 @@ def attention_operations(source: AttentionSource, recorded: Recording, steps: li
             remedy="attention in flash-attn, xformers or flex kernels cannot be seen: use SDPA or eager attention",
         )
     return [found[step] for step in steps]
-
-
-def _site(source: AttentionSource, steps: list[CallKey]) -> str:
-    """The site that all steps belong to."""
-    sites = {step.site for step in steps}
-    if len(sites) > 1:
-        raise _not_plain(source, f"it attends at {', '.join(sorted(sites))}")
-    return steps[0].site
-
-
-def _not_plain(source: AttentionSource, why: str) -> UsageError:
-    return UsageError(
-        f"chefer_cvpr21: defined for plain vision transformers, {source.card.id} is none: {why}",
-        remedy="use chefer_iccv21, which follows attention through any flow",
-    )

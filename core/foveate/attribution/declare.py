@@ -32,7 +32,11 @@ _ATTENTION = {
     "rollout": ("Rollout", "attention followed through all layers", frozenset()),
     "grad_attention": ("GradAttention", "attention times its gradient, last layer", frozenset({"gradients"})),
     "chefer_iccv21": ("CheferICCV21", "gradient-weighted attention through all layers", frozenset({"gradients"})),
-    "legrad": ("LeGrad", "positive attention gradients, mean over layers", frozenset({"gradients"})),
+    "legrad": (
+        "LeGrad",
+        "positive attention gradients of the score, mean over layers",
+        frozenset({"gradients"}),
+    ),
 }
 _REFERENCE = {
     "uniform": ("Uniform", "control: every cell alike"),
@@ -103,6 +107,12 @@ def _attention_specs() -> Iterable[AttributionSpec]:
         "chefer_cvpr21",
         "foveate.attribution.chefer_cvpr21:CheferCVPR21",
         "gradient-weighted relevance of attention by layer-wise propagation, plain ViTs",
+        capabilities=frozenset({"gradients", "attention"}),
+    )
+    yield AttributionSpec(
+        "legrad_layers",
+        "foveate.attribution.legrad_layers:LeGradLayers",
+        "LeGrad as published, each layer scored by the final head, plain ViTs",
         capabilities=frozenset({"gradients", "attention"}),
     )
 

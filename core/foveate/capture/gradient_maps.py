@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from foveate.capture.records import Record
 from foveate.capture.streams import start_of_reading, through_calls
 from foveate.capture.trace import Trace
 from foveate.errors import CaptureError
-from foveate.interfaces import AttentionStep, BoundTarget, MergeStep
+from foveate.interfaces import AttentionStep, BoundTarget, CallKey, MergeStep
 
 
 def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tensor:
@@ -56,14 +58,17 @@ def _merges_below(trace: Trace, step: AttentionStep) -> list[MergeStep] | None:
     return merges if stream == trace.stream else None
 
 
-def legrad(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tensor:
+def legrad(
+    trace: Trace, bound: BoundTarget, *, calls: Collection[CallKey] | None = None, keep_graph: bool = True
+) -> Tensor:
     """Mean over layers, heads and queries of relu(dL/dA): ``(target, token)``.
 
     LeGrad (Bousselham et al. 2024, arXiv:2404.03214), with L the model's own score at every layer;
-    the paper scores each layer's tokens with the final head, which equals this at the last layer. All steps
-    that read from ``trace.stream`` count. Raises CaptureError where there is none.
+    the paper scores each layer's tokens with the final head, which equals this at the last layer (and is
+    :mod:`foveate.attribution.legrad_layers`). All steps that read from ``trace.stream`` count, or those in
+    ``calls``. Raises CaptureError where there is none.
     """
-    steps = _reading_steps(trace)
+    steps = [step for step in _reading_steps(trace) if calls is None or step.call in calls]
     if not steps:
         raise CaptureError(f"LeGrad: no attention reads from {trace.stream!r}")
 
@@ -71,8 +76,8 @@ def legrad(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tens
         layers = [_column_means(trace, step, backward.gradients.get(step.call)) for step in steps]
         return torch.stack(layers).mean(0)
 
-    weights, calls = start_of_reading(trace, bound)[1], [step.call for step in steps]
-    return by_round(trace, bound, weights, one, keep_graph=keep_graph, calls=calls)
+    weights, needed = start_of_reading(trace, bound)[1], [step.call for step in steps]
+    return by_round(trace, bound, weights, one, keep_graph=keep_graph, calls=needed)
 
 
 def _column_means(trace: Trace, step: AttentionStep, gradient: Tensor | None) -> Tensor:
