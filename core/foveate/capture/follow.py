@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.capture.deformable import DeformableRecord, Gathered, Level, gathered
-from foveate.capture.materialised import MaterialisedRecord
+from foveate.capture.materialised import BLOCKED, MaterialisedRecord
 from foveate.capture.records import Record
 
 CARRIERS: tuple[Callable[..., Any], ...] = (
@@ -66,7 +66,7 @@ class Pending:
     weights: Tensor
     dim: int
     heads: int
-    blocked: Tensor | None = None
+    scores: Tensor | None = None
     levels: list[Level | Gathered] = field(default_factory=list)
     aliases: list[int] = field(default_factory=list)
     weighed: bool = False
@@ -118,7 +118,7 @@ class Follower:
                 product=product,
                 linked=True,
                 over_keys=over_keys,
-                blocked=pending.blocked,
+                blocked=_blocked(pending.scores),
             )
         )
 
@@ -190,6 +190,11 @@ class Follower:
             if entry is not None and entry[0]() is tensor:
                 return entry[1]
         return None
+
+
+def _blocked(scores: Tensor | None) -> Tensor | None:
+    """Where scores are masked; without asking whether any is, which would wait for the device."""
+    return None if scores is None or not scores.is_floating_point() else scores.detach() <= BLOCKED
 
 
 def _unfinished(pending: Pending) -> Record:

@@ -22,13 +22,6 @@ BLOCKED = -5e3
 """Scores below this are masked: additive masks are -inf, a dtype's minimum or -1e4 and less, scores never are."""
 
 
-def blocked_scores(scores: Tensor) -> Tensor | None:
-    """Where scores that enter a softmax are masked, bool of their shape; None where no key is."""
-    if not scores.is_floating_point() or not scores.numel() or not float(scores.amin()) <= BLOCKED:
-        return None
-    return scores <= BLOCKED
-
-
 class MaterialisedRecord(Record):
     """Softmax weights ``(..., query, key)``; with three axes ``heads`` says how many heads the first holds.
 

@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from foveate.capture import editing
 from foveate.capture.dense import DenseRecord
 from foveate.capture.follow import CARRIERS, PRODUCTS, Follower
-from foveate.capture.materialised import blocked_scores
 from foveate.capture.owners import Owners
 from foveate.capture.records import Record
 from foveate.errors import CaptureError
@@ -170,9 +169,8 @@ class Tap(TorchFunctionMode):
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if isinstance(out, Tensor) and out.dim() >= 2 and isinstance(dim, int):
             name = self._owner()
-            with quiet():
-                blocked = blocked_scores(args[0]) if args and isinstance(args[0], Tensor) else None
-            self._follower.start(name, self._in_graph(out), dim % out.dim(), self._head_count(name), blocked)
+            scores = args[0] if args else kwargs.get("input")
+            self._follower.start(name, self._in_graph(out), dim % out.dim(), self._head_count(name), scores)
         return out
 
     def _carry(self, func: Any, args: Any, kwargs: Any) -> Any:

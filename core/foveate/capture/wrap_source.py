@@ -194,6 +194,10 @@ class WrappedSource(AttentionSource):
         count = len(batch) if bound is None else len(bound)
         return {site: Readout(weights.expand(count, -1).to(batch.inputs.device), rule)}
 
+    def fixed_readout(self, batch: Batch) -> Mapping[str, Readout]:
+        """The same: the rows were found once, on other inputs."""
+        return self.readout(batch, None)
+
     def flow(self, batch: Batch, outputs: Outputs) -> list[Step]:
         """The steps that were found or set. Raises CaptureError with the gaps where there are any."""
         if self.gaps:
