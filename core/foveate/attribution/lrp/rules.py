@@ -21,7 +21,7 @@ def shared(relevance: Tensor, total: Tensor) -> Tensor:
 
 
 def generic(function: Callable[[Tensor], Tensor], x: Tensor, relevance: Tensor) -> Tensor:
-    """Deep Taylor decomposition at zero, R_j = sum_i x_j (dL_i / dx_j) R_i / L_i (sec. 3.1, eq. 2).
+    """Deep Taylor decomposition at zero, R_j = sum_i x_j (dL_i / dx_j) R_i / L_i (sec. 3.1).
 
     For functions that are linear in ``x``: means and sums over tokens, as in the authors' pooling layer.
     """
@@ -33,7 +33,7 @@ def generic(function: Callable[[Tensor], Tensor], x: Tensor, relevance: Tensor) 
 
 
 def positive(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
-    """A linear layer ``x @ weight``: shares among the contributions with x_j w_ji >= 0 (sec. 3.1, eq. 5).
+    """A linear layer ``x @ weight``: shares among the contributions with x_j w_ji >= 0 (sec. 3.1).
 
     The bias takes none. ``x`` is ``(..., row, in)``, ``weight`` ``(..., in, out)``, R ``(..., row, out)``.
     """
@@ -44,9 +44,9 @@ def positive(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
 
 
 def product(u: Tensor, v: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """A product ``u @ v`` of two computed matrices: eq. 2 for each, normalised (sec. 3.2).
+    """A product ``u @ v`` of two computed matrices: :func:`generic` for each, normalised (sec. 3.2).
 
-    Eq. 2 gives each operand a relevance that adds up to all of R; the normalisation by the operands' sums is
+    The generic rule gives each operand a relevance that adds up to all of R; the normalisation by the operands' sums is
     therefore one half each, exactly, and is written so: their quotient is noise where R adds up to nearly zero.
     """
     share = shared(relevance, u @ v)
@@ -63,7 +63,7 @@ def gated(u: Tensor, v: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def addition(u: Tensor, v: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """A sum ``u + v`` (skip connection): eq. 2 for each, then normalised by the operands' sums (sec. 3.2).
+    """A sum ``u + v`` (skip connection): :func:`generic` for each, then normalised by the operands' sums (sec. 3.2).
 
     R_u <- R_u |sum R_u| / (|sum R_u| + |sum R_v|) sum R / sum R_u, and R_v alike. Sums run over the whole
     tensor, which therefore must hold one sample.
