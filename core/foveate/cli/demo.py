@@ -7,24 +7,41 @@ from pathlib import Path
 import click
 
 from foveate.cli._common import emit, json_option, say
+from foveate.errors import UsageError
 
 
 @click.command("demo")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder.  [default: demo, or demo-real]")
-@click.option("--images", type=int, default=100, show_default=True, help="Held-out pictures with masks.")
+@click.argument("subject", type=click.Choice(["vit", "detr"]), default="vit")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder.  [default: demo, demo-SUBJECT, demo-real]"
+)
+@click.option("--images", type=int, help="Held-out pictures with masks.  [default: 100; detr: 60]")
 @click.option("--steps", type=int, default=8, show_default=True, help="Of deletion and insertion.")
 @click.option("--model", help="Show this model on photographs instead: a folder, a registry id or a hub id.")
 @json_option
-def command(out: Path | None, images: int, steps: int, model: str | None, as_json: bool) -> None:
+def command(
+    subject: str, out: Path | None, images: int | None, steps: int, model: str | None, as_json: bool
+) -> None:
     """Capture, measure, explain and test a small trained model on pictures whose evidence is known.
+
+    SUBJECT is vit (a classifier, the default) or detr (a detector: every object is explained by itself, and
+    explanations compete with the object's own box).
 
     Writes pictures, runs, tables, figures and the leaderboard into a folder, and says what they show. Every
     step is printed as the command that does it again. The same call continues a demo that was cut off.
     """
-    if model is None:
+    if subject == "detr":
+        if model is not None:
+            raise UsageError("--model shows a classifier on photographs", remedy="foveate demo --model MODEL")
+        from foveate.study.demo_detr import run_detector_demo
+
+        report = run_detector_demo(
+            out or Path("demo-detr"), images=60 if images is None else images, steps=steps, say=say
+        )
+    elif model is None:
         from foveate.study.demo import run_demo
 
-        report = run_demo(out or Path("demo"), images=images, steps=steps, say=say)
+        report = run_demo(out or Path("demo"), images=100 if images is None else images, steps=steps, say=say)
     else:
         from foveate.study.demo_photos import run_photo_demo
 

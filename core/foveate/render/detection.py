@@ -131,7 +131,7 @@ class CrossTable:
 
     values: NDArray[np.float64]
     chance: NDArray[np.float64]
-    regions: str = "boxes"
+    region: str = "box"
 
 
 @drawn
@@ -163,11 +163,11 @@ def cross_objects(
     right.axhline(count - 0.5, color="w", lw=2)
     right.set_xticks(range(count + 1), [*(str(i + 1) for i in range(count)), "outside"])
     right.set_yticks(range(count + 1), [*(f"{i + 1} {one.label}" for i, one in enumerate(found)), "uniform"])
-    right.set(xlabel=f"whose {table.regions}", ylabel="whose map")
+    right.set(xlabel=f"in whose {table.region}", ylabel="whose map")
     right.set_title("share of a map's mass")
     right.tick_params(length=0)
     figure.colorbar(mesh, ax=right, shrink=0.9)
-    words = f"{table.regions} that overlap share mass, so a row can sum to more than 1"
+    words = "regions that overlap share mass, so a row can sum to more than 1"
     return finish(figure, title or rule.model, str(rule), words, "bottom row: what uniform attention would give")
 
 

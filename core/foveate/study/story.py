@@ -41,6 +41,8 @@ class StoryReport:
     model: str = ""
     captured: int = 0
     accuracy: float | None = None
+    precision: float | None = None
+    """AP50 of a detector."""
     photos: int = 0
     leaderboard: FaithfulnessReport | None = None
     comparisons: dict[str, ComparisonReport] = field(default_factory=dict)
@@ -56,6 +58,8 @@ class StoryReport:
             lines += [title, comparison.to_text()]
         if self.accuracy is not None:
             lines += [f"{self.accuracy:.1%} of {self.captured} held-out pictures answered correctly."]
+        if self.precision is not None:
+            lines += [f"AP50 {self.precision:.3f} on {self.captured} held-out pictures."]
         lines += [f"{len(self.files)} files in {self.folder}:", *(f"  {path}" for path in self.files)]
         lines += [f"{sum(self.seconds.values()):.0f} s in all. Next: foveate look {self.model} PHOTO.jpg"]
         return "\n".join(lines) + "\n"
@@ -67,6 +71,7 @@ class StoryReport:
             "model": self.model,
             "captured": self.captured,
             "accuracy": self.accuracy,
+            "precision": self.precision,
             "photos": self.photos,
             "leaderboard": None if self.leaderboard is None else self.leaderboard.to_dict(),
             "comparisons": {title: report.to_dict() for title, report in self.comparisons.items()},
@@ -114,13 +119,15 @@ class Story(ABC):
         plan: CapturePlan | None = None,
         options: dict[str, Any] | None = None,
         flags: str = "",
+        **settings: Any,
     ) -> Run:
-        """Capture ``inputs`` into the run ``name``."""
+        """Capture ``inputs`` into the run ``name``; ``settings`` go to ``run_capture``."""
         from foveate.data.run import Run
         from foveate.study.capture import run_capture
 
         out = self.folder / name
-        done = run_capture(source, inputs, out, plan=plan, batch_size=16, reference=reference, options=options)
+        common = {"plan": plan, "batch_size": 16, "reference": reference, "options": options, **settings}
+        done = run_capture(source, inputs, out, **common)
         self.command(f"foveate capture {reference} {inputs} -o {out}{flags}")
         self.say(f"  {done.captured} of {done.samples} captured, {self._certified(done.certificate)}")
         return Run.open(out)
