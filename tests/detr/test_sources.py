@@ -64,7 +64,17 @@ def test_maps_equal_transformers_eager_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Deformable DETR", "Deformable DETR, two stages", "RT-DETR", "D-FINE", "RF-DETR", "Mask2Former"]
+    "name",
+    [
+        "Deformable DETR",
+        "Deformable DETR, two stages",
+        "RT-DETR",
+        "RT-DETRv2, discrete",
+        "D-FINE",
+        "D-FINE, discrete",
+        "RF-DETR",
+        "Mask2Former",
+    ],
 )
 def test_splat_equals_the_modules_output_in_float64(name: str) -> None:
     source = tiny(name, dtype="float64")
