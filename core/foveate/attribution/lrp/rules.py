@@ -46,8 +46,8 @@ def positive(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
 def product(u: Tensor, v: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     """A product ``u @ v`` of two computed matrices: :func:`generic` for each, normalised (sec. 3.2).
 
-    The generic rule gives each operand a relevance that adds up to all of R; the normalisation by the operands' sums is
-    therefore one half each, exactly, and is written so: their quotient is noise where R adds up to nearly zero.
+    The generic rule gives each operand a relevance that adds up to all of R; the normalisation by the operands'
+    sums is therefore one half each, and is written so: their quotient is noise where R adds up to nearly zero.
     """
     share = shared(relevance, u @ v)
     return u * (share @ v.mT) / 2, v * (u.mT @ share) / 2
@@ -56,14 +56,14 @@ def product(u: Tensor, v: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
 def gated(u: Tensor, v: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     """An elementwise product of two computed tensors, as :func:`product`: half of R each.
 
-    The paper has none; with it x * sigmoid(x) passes R unchanged, as the paper wants of activations.
+    The paper has none; with it x * sigmoid(x) passes R unchanged, as activations of one operation do.
     """
     half = torch.where(u * v != 0, relevance / 2, 0.0)
     return half.sum_to_size(u.shape), half.sum_to_size(v.shape)
 
 
 def addition(u: Tensor, v: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """A sum ``u + v`` (skip connection): :func:`generic` for each, then normalised by the operands' sums (sec. 3.2).
+    """A sum ``u + v`` (skip connection): :func:`generic` for each, normalised by the operands' sums (sec. 3.2).
 
     R_u <- R_u |sum R_u| / (|sum R_u| + |sum R_v|) sum R / sum R_u, and R_v alike. Sums run over the whole
     tensor, which therefore must hold one sample.
