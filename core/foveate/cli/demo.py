@@ -13,14 +13,14 @@ from foveate.errors import UsageError
 @click.command("demo")
 @click.argument("subject", type=click.Choice(["vit", "detr"]), default="vit")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Folder.  [default: demo, demo-SUBJECT, demo-real]"
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder.  [default: demo, demo-detr, demo-real]"
 )
-@click.option("--images", type=int, help="Held-out pictures with masks.  [default: 100; detr: 60]")
-@click.option("--steps", type=int, default=8, show_default=True, help="Of deletion and insertion.")
+@click.option("--images", type=int, help="Held-out pictures with masks.  [default: 100; detr: 40]")
+@click.option("--steps", type=int, help="Of deletion and insertion.  [default: 8; detr: 24]")
 @click.option("--model", help="Show this model on photographs instead: a folder, a registry id or a hub id.")
 @json_option
 def command(
-    subject: str, out: Path | None, images: int | None, steps: int, model: str | None, as_json: bool
+    subject: str, out: Path | None, images: int | None, steps: int | None, model: str | None, as_json: bool
 ) -> None:
     """Capture, measure, explain and test a small trained model on pictures whose evidence is known.
 
@@ -30,18 +30,17 @@ def command(
     Writes pictures, runs, tables, figures and the leaderboard into a folder, and says what they show. Every
     step is printed as the command that does it again. The same call continues a demo that was cut off.
     """
+    given = {name: value for name, value in (("images", images), ("steps", steps)) if value is not None}
     if subject == "detr":
         if model is not None:
             raise UsageError("--model shows a classifier on photographs", remedy="foveate demo --model MODEL")
         from foveate.study.demo_detr import run_detector_demo
 
-        report = run_detector_demo(
-            out or Path("demo-detr"), images=60 if images is None else images, steps=steps, say=say
-        )
+        report = run_detector_demo(out or Path("demo-detr"), **given, say=say)
     elif model is None:
         from foveate.study.demo import run_demo
 
-        report = run_demo(out or Path("demo"), images=100 if images is None else images, steps=steps, say=say)
+        report = run_demo(out or Path("demo"), **given, say=say)
     else:
         from foveate.study.demo_photos import run_photo_demo
 

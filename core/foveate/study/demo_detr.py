@@ -186,12 +186,13 @@ def _detections(
 
 
 def run_detector_demo(
-    folder: Path | str = "demo-detr", *, images: int = 60, steps: int = 8, say: Say = print
+    folder: Path | str = "demo-detr", *, images: int = 40, steps: int = 24, say: Say = print
 ) -> StoryReport:
     """Run the detection demonstration into ``folder``, or continue one that was cut off.
 
-    ``images`` held-out pictures are captured (at least 2), deletion and insertion take ``steps`` steps.
-    Raises UsageError; a few minutes on two cores.
+    ``images`` held-out pictures are captured (at least 2), deletion and insertion take ``steps`` steps: an object
+    covers a twentieth of a picture, so that steps must be small to tell methods apart. Raises UsageError; about
+    five minutes on two cores.
     """
     if images < 2:
         raise UsageError(f"images: {images}; statistics over pictures need at least 2")
