@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.capture.intervening import intervene
     from foveate.capture.wrap import wrap
     from foveate.errors import FoveateError
     from foveate.geometry import CellGrid, Geometry
@@ -59,6 +60,7 @@ _HOMES = {
     "hookimpl": "foveate.plugins.hooks:hookimpl",
     "look": "foveate.study.look:look",
     "open": "foveate.plugins.opening:open_source",
+    "intervene": "foveate.capture.intervening:intervene",
     "wrap": "foveate.capture.wrap:wrap",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "TokenAxis",
     "__version__",
     "hookimpl",
+    "intervene",
     "look",
     "open",
     "wrap",
