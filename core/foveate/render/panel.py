@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from foveate.attribution.levels import patches_by_level, tokens_on_cells
 from foveate.geometry import CellGrid, Geometry, tokens_to_cells
 from foveate.interfaces import TOKEN_KINDS
 from foveate.render.scale import Scale
@@ -68,14 +69,24 @@ class Panel:
     def attention(
         cls, image: NDArray[np.uint8], geometry: Geometry, row: ArrayLike, tokens: TokenAxis, title: str = ""
     ) -> Panel:
-        """One attention row ``(key,)`` over ``tokens``. Raises ValueError where patches are no grid."""
+        """One attention row ``(key,)`` over ``tokens``. Raises ValueError where patches are no grid.
+
+        The levels of a pyramid are laid on the cells of the finest as masses that add up.
+        """
         weights = np.asarray(row, np.float64)
-        values, grid = tokens_to_cells(weights, tokens)
         placed = np.zeros(len(tokens), bool)
         placed[tokens.where("patch")] = True
         outside = float(np.nansum(weights[~placed]))
         keys = int((tokens.kind != TOKEN_KINDS.index("padding")).sum())
-        return cls(image, geometry, values, grid, 1.0 / keys, title, outside)
+        levels = patches_by_level(tokens)
+        if len(levels) < 2:
+            values, grid = tokens_to_cells(weights, tokens)
+            return cls(image, geometry, values, grid, 1.0 / keys, title, outside)
+        finest = tokens.take(max(levels, key=len).tolist())
+        _, grid = tokens_to_cells(np.zeros(len(finest)), finest)
+        values = tokens_on_cells(weights, tokens, grid)
+        # uniform attention gives every cell its share of the mass on patches
+        return cls(image, geometry, values, grid, placed.sum() / keys / values.size, title, outside)
 
     @classmethod
     def of_map(
