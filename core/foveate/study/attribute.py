@@ -265,7 +265,10 @@ def _first_objective(run: Run, source: AttentionSource, settings: Settings) -> O
             continue
         if len(bound):
             return Objective(source, batch, bound)
-    raise UsageError(f"{run.path}: no captured sample can be read and has a target, there is nothing to explain")
+    raise UsageError(
+        f"{run.path}: no captured sample can be read and has a target, there is nothing to explain",
+        remedy="of a detector: capture with a lower threshold (--option threshold=0.2), or name one with --object",
+    )
 
 
 def _known_specs() -> list[Any]:

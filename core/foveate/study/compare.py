@@ -18,7 +18,7 @@ from foveate.compare.agreement import Result, compare
 from foveate.compare.report import to_csv, to_dict, to_text
 from foveate.compare.shape import ShapeRow, compare_shapes
 from foveate.errors import UsageError
-from foveate.study.compare_maps import load_maps
+from foveate.study.compare_maps import load_pair
 
 if TYPE_CHECKING:
     from foveate.compare.maps import MapSet
@@ -92,10 +92,7 @@ def compare_runs(
     the maps are not there.
     """
     matched = match(a, b)
-    pair = (
-        load_maps(a, matched.a, method, layer=layer, site=sites[0]),
-        load_maps(b, matched.b, method, layer=layer, site=sites[1]),
-    )
+    pair = load_pair((a, b), (matched.a, matched.b), method, layer=layer, sites=sites)
     result = compare(*pair, seed=seed)
     shapes = () if result.reasons else tuple(compare_shapes(*(maps.take(result.kept) for maps in pair), seed=seed))
     report = ComparisonReport(matched, result, shapes, pair)

@@ -11,15 +11,39 @@ from foveate.compare.maps import MapRule, MapSet
 from foveate.errors import UsageError
 from foveate.geometry import tokens_to_cells
 from foveate.interfaces import TOKEN_KINDS
+from foveate.study.compare_objects import common_objects, of_objects
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
 
     from foveate.data.run import Run
 
 READOUT = "readout"
 READS = ("readout", "cls", "pool")
 """Kinds of query that an answer is read from, where a run kept more rows than one."""
+
+
+def load_pair(
+    runs: tuple[Run, Run],
+    positions: tuple[Sequence[int], Sequence[int]],
+    method: str = READOUT,
+    *,
+    layer: int = -1,
+    sites: tuple[str | None, str | None] = (None, None),
+) -> tuple[MapSet, MapSet]:
+    """Maps of both runs on the same images; of two detectors, of the object that both found.
+
+    Raises UsageError where they are not there, with the command that makes them.
+    """
+    if method != READOUT:
+        a, b = (stored(*pair, method) for pair in zip(runs, positions, strict=True))
+        if of_objects(a) and of_objects(b):
+            targets = common_objects(a, b)
+            one, other = (attribution_maps(runs[i], positions[i], method, targets[i]) for i in (0, 1))
+            return one, other
+    one, other = (load_maps(runs[i], positions[i], method, layer=layer, site=sites[i]) for i in (0, 1))
+    return one, other
 
 
 def load_maps(
@@ -104,12 +128,39 @@ def _depth(dataset: xr.Dataset) -> int:
     return 1 + max([kept, *(int(number) for number in modules.values())])
 
 
-def attribution_maps(run: Run, positions: Sequence[int], method: str) -> MapSet:
+def attribution_maps(
+    run: Run, positions: Sequence[int], method: str, targets: NDArray[np.int64] | None = None
+) -> MapSet:
     """A stored attribution's maps with the answers that they explain.
 
-    A sample whose map has not converged, or that was not explained, has NaN. Raises UsageError where the
-    method was not run or a sample has several targets.
+    ``targets`` chooses one target an image (-1: none); without it every image must have one. A sample whose map
+    has not converged, or that was not explained, has NaN. Raises UsageError where the method was not run or a
+    sample has several targets.
     """
+    dataset = stored(run, positions, method)
+    if dataset["map"].dims != ("sample", "target", "y", "x") or (targets is None and dataset.sizes["target"] != 1):
+        raise UsageError(
+            f"{run.path}: attributions/{method} has dimensions {dict(dataset['map'].sizes)}; "
+            "comparing needs one map an image",
+            remedy="compare runs that both explain objects, or explain one: foveate attribute --object QUERY",
+        )
+    chosen = np.zeros(len(positions), np.int64) if targets is None else targets
+    rows = np.arange(len(positions)), np.maximum(chosen, 0)
+    values = np.asarray(dataset["map"].values[rows], dtype=np.float64)
+    values[~np.asarray(dataset["converged"].values[rows], dtype=bool) | (chosen < 0)] = np.nan
+    return MapSet(
+        model=run.model_id,
+        rule=_attribution_rule(method, dataset.attrs),
+        values=values,
+        grid=run.grid,
+        geometry=tuple(run.geometry(int(i)) for i in positions),
+        labels=tuple(str(label) for label in dataset["target_label"].values[rows]),
+        unplaced=np.full(len(positions), np.nan),
+    )
+
+
+def stored(run: Run, positions: Sequence[int], method: str) -> xr.Dataset:
+    """A stored attribution of the images at ``positions``. Raises UsageError where the method was not run."""
     product = f"attributions/{method}"
     if product not in run.products():
         known = [name.removeprefix("attributions/") for name in run.products() if name.startswith("attributions/")]
@@ -117,22 +168,7 @@ def attribution_maps(run: Run, positions: Sequence[int], method: str) -> MapSet:
             f"{run.path}: no attribution {method!r}; there are: {', '.join(known) or 'none'}",
             remedy=f"foveate attribute {run.path} --method {method}, or --method readout for attention",
         )
-    dataset = run.product(product).isel(sample=list(positions))
-    if dataset["map"].dims != ("sample", "target", "y", "x") or dataset.sizes["target"] != 1:
-        raise UsageError(
-            f"{run.path}: {product} has dimensions {dict(dataset['map'].sizes)}; comparing needs one map an image"
-        )
-    values = np.asarray(dataset["map"].values[:, 0], dtype=np.float64)
-    values[~np.asarray(dataset["converged"].values[:, 0], dtype=bool)] = np.nan
-    return MapSet(
-        model=run.model_id,
-        rule=_attribution_rule(method, dataset.attrs),
-        values=values,
-        grid=run.grid,
-        geometry=tuple(run.geometry(int(i)) for i in positions),
-        labels=tuple(str(label) for label in dataset["target_label"].values[:, 0]),
-        unplaced=np.full(len(positions), np.nan),
-    )
+    return run.product(product).isel(sample=list(positions))
 
 
 def _attribution_rule(method: str, attrs: dict[str, Any]) -> MapRule:

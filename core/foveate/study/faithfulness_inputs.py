@@ -68,7 +68,9 @@ def stored_maps(run: Run, methods: Sequence[str] | None) -> dict[str, StoredMaps
     missing = [name for name in methods or () if name not in there]
     if missing or not there:
         raise UsageError(
-            f"{run.path}: no attribution {', '.join(missing)}; there are: {', '.join(there) or 'none'}",
+            f"{run.path}: no attribution {', '.join(missing)}; there are: {', '.join(there) or 'none'}"
+            if missing
+            else f"{run.path}: no attribution was made",
             remedy=f"foveate attribute {run.path} --method {missing[0] if missing else 'default'}",
         )
     return {name: _read(run, name) for name in (methods or there)}

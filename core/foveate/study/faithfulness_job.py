@@ -66,6 +66,12 @@ class Job:
         self.run, self.source, self.stored, self.settings = run, source, stored, settings
         self.twin, self.twin_methods = twin, twin_methods
         self.target: Target = common_target(stored)
+        if self.target.kind.startswith("box_"):
+            raise UsageError(
+                f"the maps explain {self.target.kind}: an edge of a box can move either way, so deletion and "
+                "insertion have no better and worse for it",
+                remedy="explain class or iou_score with foveate attribute --target-kind",
+            )
         self.positions = _chosen(run, settings)
         self.masks = "mask" in run.samples and any(str(path) for path in run.samples["mask"].values)
         _, bound = self.probe()
