@@ -42,6 +42,7 @@ from foveate_detr.sites import find_sites
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from foveate.detection.readouts import LayerAnswers
     from foveate_vit.loading import Loaded
 
 ENCODER, OWN, CROSS = "encoder.self", "decoder.self", "decoder.cross"
@@ -82,6 +83,7 @@ class DetectorSource(AttentionSource):
         self._by_id = {site.id: site for site in self._sites}
         self.ignored: Mapping[str, str] = dict(self._layout.get("ignored", {}))
         self.recipe = self._recipe(loaded, image_size, canvas)
+        self._own_size = self._recipe(loaded, None, canvas).size()
         self.threshold, self.max_objects = _fraction(threshold), int(max_objects)
         self.targets: tuple[str, ...] = targets.kinds_of(boxes=self._has_boxes(), masks=self._has_masks())
         self._strides: tuple[float, ...] | None = None
@@ -128,8 +130,8 @@ class DetectorSource(AttentionSource):
         return [str(table[i]) for i in sorted(table)]
 
     def facts(self) -> Mapping[str, Any]:
-        """Shapes of the live model, to be held against the registry's ``expect``."""
-        size = self.recipe.size()
+        """Shapes of the live model on its own input size, to be held against the registry's ``expect``."""
+        size = self._own_size
         return {
             "architecture": type(self._module).__name__,
             "image": list(size) if size else "as the batch",
@@ -251,6 +253,12 @@ class DetectorSource(AttentionSource):
     def score(self, outputs: Any, batch: Batch, bound: BoundTarget) -> Tensor:
         """One differentiable number a row; see :mod:`foveate_detr.targets`."""
         return targets.score(self.detections(outputs, batch), bound)
+
+    def layer_answers(self, batch: Batch) -> list[LayerAnswers]:
+        """What each decoder layer would answer, by the model's own heads; see :mod:`foveate_detr.layers`."""
+        from foveate_detr.layers import layer_answers
+
+        return layer_answers(self, batch)
 
     # ------------------------------------------------------------------------- attention
 

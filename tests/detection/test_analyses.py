@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -336,7 +337,7 @@ def test_random_features_converge_to_softmax() -> None:
     scores = q @ np.swapaxes(k, -1, -2) / 2
     exact = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     rough, fine = (np.abs(approximation.linear(q, k, n, seed=1) - exact).max() for n in (4, 20000))
-    assert fine < 0.02 < rough
+    assert fine < 0.04 < 0.1 < rough
     assert approximation.linear(30 * q, k, 16).sum(-1) == pytest.approx(np.ones((2, 5)))  # nothing overflows
 
 
@@ -358,7 +359,10 @@ def test_errors_at_one_budget() -> None:
 
 
 def test_window_and_axial_shares_against_loops() -> None:
-    tokens = TokenAxis.patches(4, 5, height=32, width=50)
+    even = TokenAxis.patches(4, 5, height=32, width=50)
+    y, x = (np.unique(values, return_inverse=True)[1] for values in (even.y, even.x))
+    uneven = {"y": np.float32([2, 6, 15, 30])[y], "x": np.float32([1, 9, 20, 25, 40])[x]}  # cells of many sizes
+    tokens = replace(even, **uneven)
     rows = peaked(np.random.default_rng(17), 2, 20, 20)
     window, axial = window_share(rows, tokens, tokens, 1), axial_share(rows, tokens, tokens)
     for head in range(2):

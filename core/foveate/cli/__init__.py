@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "inspect": "Open a model and show its sites, grid, readout and targets.",
     "capture": "Record what a model attends to on images, as labelled arrays.",
     "metrics": "Measure the attention of a run.",
+    "analyse": "Analyse a detector: its queries, layers, heads and objects, beside baselines.",
     "attribute": "Explain predictions with gradients, perturbations or attention.",
     "faithfulness": "Test whether explanations explain: deletion, insertion, controls.",
     "compare": "Compare two runs on the same images.",

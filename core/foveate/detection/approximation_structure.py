@@ -26,7 +26,7 @@ class Share(NamedTuple):
 
 
 def window_share(attention: ArrayLike, query: TokenAxis, key: TokenAxis, radius: float) -> Share:
-    """Mass within ``radius`` cells (of the query's size) along both axes: a window of 2 radius + 1 cells."""
+    """Mass within ``radius`` cells along both axes: a window of 2 radius + 1 cells."""
     down, across = _steps(query, key)
     return _share(attention, (down <= radius + 1e-6) & (across <= radius + 1e-6))
 
@@ -38,12 +38,21 @@ def axial_share(attention: ArrayLike, query: TokenAxis, key: TokenAxis) -> Share
 
 
 def _steps(query: TokenAxis, key: TokenAxis) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distance between centres along y and x in cells of the query, ``(query, key)``."""
+    """Distance along y and x in rows and columns of the query's own grid, ``(query, key)``.
+
+    Cells of one grid need not be equal, so their numbers are compared; cells of another level lie between them.
+    """
     if np.isnan(query.y).any():
         raise UsageError("window and axial shares: queries without a place in the picture")
-    down = np.abs(query.y[:, None] - key.y[None]) / query.height[:, None]
-    across = np.abs(query.x[:, None] - key.x[None]) / query.width[:, None]
-    return np.asarray(down, np.float64), np.asarray(across, np.float64)
+    down, across = (np.empty((len(query), len(key))) for _ in range(2))
+    for level in np.unique(query.level):
+        own = query.level == level
+        for steps, of_query, of_key in ((down, query.y, key.y), (across, query.x, key.x)):
+            lines = np.unique(of_query[own])
+            numbers = (np.interp(place, lines, np.arange(lines.size)) for place in (of_query[own], of_key))
+            first, second = numbers
+            steps[own] = np.abs(first[:, None] - second[None])
+    return down, across
 
 
 def _share(attention: ArrayLike, pattern: NDArray[np.bool_]) -> Share:

@@ -30,7 +30,8 @@ def importance(gates: ArrayLike) -> NDArray[np.float64]:
     Mean of absolute values over samples (NaN ones do not count), over the layer's l2 norm. A layer on which
     nothing depends is 0.
     """
-    with np.errstate(invalid="ignore"):
-        mean = np.nanmean(np.abs(np.asarray(gates, np.float64)), axis=0)
+    size = np.abs(np.asarray(gates, np.float64))
+    known = np.isfinite(size)
+    mean = np.where(known, size, 0.0).sum(0) / np.maximum(known.sum(0), 1)
     norm = np.sqrt((mean**2).sum(-1, keepdims=True))
     return np.asarray(np.where(norm > 0, mean / np.where(norm > 0, norm, 1.0), 0.0))

@@ -8,7 +8,7 @@ count such changes between epochs as instability, here they are counted between 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from foveate.interfaces import Batch
+
 
 class LayerAnswers(NamedTuple):
     """One layer's answers on a batch: ``probabilities (sample, query, class)`` and ``boxes (sample, query, 4)``.
@@ -32,6 +34,14 @@ class LayerAnswers(NamedTuple):
     layer: int
     probabilities: NDArray[np.float64]
     boxes: NDArray[np.float64]
+
+
+@runtime_checkable
+class LayeredDetector(Protocol):
+    """A source whose decoder layers can each be read by the model's own heads. Optional for detectors."""
+
+    def layer_answers(self, batch: Batch) -> list[LayerAnswers]:
+        """Answers of every decoder layer, first to last. Raises UsageError for models without shared heads."""
 
 
 class Stability(NamedTuple):
