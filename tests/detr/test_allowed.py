@@ -93,3 +93,29 @@ def test_a_run_stores_it_beside_the_rows(tmp_path: Path, name: str) -> None:
             assert dataset["allowed"].dims == ("sample", "layer", "query", "key")
             weights = dataset["attention"].max("head").values
             assert float(weights[~dataset["allowed"].values].max()) == 0.0
+
+
+def test_metrics_do_not_count_blocked_keys(tmp_path: Path) -> None:
+    """Normalised entropy of the readout row, by hand over the keys that lie on the picture."""
+    from foveate.data.run import Run
+    from foveate.study.measure import measure_run
+
+    for sample in photos((64, 90), (100, 60), (80, 80)):
+        Image.fromarray(sample.pixels).save(tmp_path / f"{sample.id}.png")
+    source = tiny("Conditional DETR")
+    plan = build_plan(source, sites=["decoder.cross"], reductions=(), dtype="float32")
+    run_capture(source, [tmp_path], tmp_path / "run.zarr", plan=plan, batch_size=2)
+    run = Run.open(tmp_path / "run.zarr")
+    measure_run(run, metrics=["entropy_normalised"])
+    site = run.site("decoder.cross")
+    found = run.product("metrics/decoder.cross/entropy_normalised")
+    values = next(iter(found.data_vars.values())).values
+    for i in range(3):
+        for layer in range(2):
+            free = site["allowed"].values[i, layer, 0]
+            assert free.sum() < free.size or i == 2
+            for head in range(4):
+                row = site["attention"].values[i, layer, head, 0, free].astype(np.float64)
+                row = row / row.sum()
+                expected = -(row * np.log(np.maximum(row, 1e-300))).sum() / np.log(free.sum())
+                assert values[i, layer, head, 0] == pytest.approx(expected, abs=1e-4)

@@ -184,9 +184,22 @@ def _rows_part(site_id: str, site: xr.Dataset, metrics: tuple[Metric, ...], keys
     allowed = allowed_keys(site, "query")
 
     def walk(part: xr.DataArray, positions: Sequence[int]) -> Blocks:
+        if "allowed" in site:
+            return _walk_masked(part, positions)
         rows_of, keys_of = _of(query, positions), _of(key, positions)
         return labelled.blocks(part, metrics, query=rows_of, key=keys_of, keys=keys, allowed=allowed)
 
+    def _walk_masked(part: xr.DataArray, positions: Sequence[int]) -> Blocks:
+        """Sample by sample, because masks differ: a blocked key is NaN, which no kernel counts."""
+        for start, position in enumerate(positions):
+            one, free = part.isel(sample=[start]), site["allowed"].isel(sample=[position])
+            masked = one.where(free.variable).transpose(*one.dims)
+            rows_of, keys_of = _of(query, [position]), _of(key, [position])
+            for _, block in labelled.blocks(masked, metrics, query=rows_of, key=keys_of, keys=keys):
+                yield start, block
+
+    if "allowed" in site:  # K differs between rows
+        allowed = np.ones((1, 1), bool)
     return _Part(site_id, rows, metrics, f"stored {rows.dtype}", walk, _counts(metrics, key, keys, allowed))
 
 
