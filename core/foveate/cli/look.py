@@ -18,6 +18,7 @@ from foveate.errors import UsageError
 @click.option("--layer", type=int, default=-1, show_default=True, help="True layer number; -1 is the last.")
 @click.option("--head", default="mean", show_default=True, help="Head number, or mean.")
 @click.option("--target", help="Class (or prompt) to test instead of the answer.")
+@click.option("--object", type=int, metavar="QUERY", help="Object of a detector.  [default: the surest]")
 @click.option("--scale", default="lift", show_default=True, help="lift (times uniform), linear or per-image.")
 @click.option("--check/--no-check", default=True, help="Delete cells in the map's order, where that is quick.")
 @model_options
@@ -29,6 +30,7 @@ def command(
     layer: int,
     head: str,
     target: str | None,
+    object: int | None,
     scale: str,
     check: bool,
     as_json: bool,
@@ -44,7 +46,7 @@ def command(
 
     source = open_from_options(model, **options)
     seen = look(
-        source, image, target=target, layer=layer, head="mean" if head == "mean" else int(head),
+        source, image, target=target, object=object, layer=layer, head="mean" if head == "mean" else int(head),
         scale=scale, check=check,
     )  # fmt: skip
     path = seen.save(out or Path("look.png"))

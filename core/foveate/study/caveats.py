@@ -70,7 +70,7 @@ def _answer(facts: Facts) -> str:
         return f"only one answer was possible ({best[0].label}): give more prompts"
     if best[0].score < UNSURE:
         return f"the model is unsure: {best[0].label} at {best[0].score:.2f}"
-    if len(best) > 1 and best[0].score - best[1].score < CLOSE:
+    if len(best) > 1 and best[0].object is None and best[0].score - best[1].score < CLOSE:
         return f"a close call between {best[0].label} and {best[1].label}"
     return ""
 

@@ -20,7 +20,7 @@ import torch
 from foveate.capture.rollout import rollout
 from foveate.capture.trace import Trace, trace
 from foveate.errors import CaptureError, SampleError, UsageError
-from foveate.interfaces import AttentionSource, CallKey, Prediction, Sample, Target
+from foveate.interfaces import AttentionSource, BoundTarget, CallKey, Prediction, Sample, Target
 from foveate.render.glance import glance
 from foveate.render.panel import Panel, Rule
 from foveate.render.style import Picture
@@ -53,7 +53,10 @@ class Look:
 
     def summary(self) -> dict[str, Any]:
         """Everything but the pixels, as plain values."""
-        answers = [{"label": p.label, "score": p.score, "class_index": p.class_index} for p in self.predictions]
+        answers = [
+            {"label": p.label, "score": p.score, "class_index": p.class_index, "object": p.object}
+            for p in self.predictions
+        ]
         return {
             "model": self.model,
             "target": self.target,
@@ -68,7 +71,7 @@ class Look:
         }
 
     def __str__(self) -> str:
-        answers = [f"  {p.score:5.2f}  {p.label}" for p in self.predictions[:5]]
+        answers = [f"  {p.score:5.2f}  {p.label}{_object(p)}" for p in self.predictions[:5]]
         notes = [f"  - {caveat}" for caveat in self.caveats]
         said = f"{self.model} answers" if answers else f"{self.model} gives no answer"
         return "\n".join([said, *answers, str(self.rule), "caveats", *notes])
@@ -85,6 +88,7 @@ def look(
     *,
     prompts: Sequence[str] | Path | str | None = None,
     target: str | int | None = None,
+    object: int | None = None,
     layer: int = -1,
     head: Head = "mean",
     scale: str = "lift",
@@ -95,7 +99,8 @@ def look(
 
     ``model`` is a reference (registry id, folder, hub id) or an opened source; ``image`` a file or uint8
     pixels ``(y, x, 3)``. ``prompts`` are the classes of models that compare with text. ``target`` is the
-    class to test (default: the answer). ``layer`` is a true layer number, negative ones count from the last.
+    class to test (default: the answer), ``object`` the query of a detector (default: the surest object).
+    ``layer`` is a true layer number, negative ones count from the last.
     ``check`` also deletes cells in the map's order where that is quick (:mod:`foveate.study.quick_check`). Further
     ``options`` go to ``foveate.open``. Raises UsageError, SampleError, ModelError, CaptureError.
     """
@@ -107,11 +112,12 @@ def look(
     traced = trace(source, batch)
     forward = time.perf_counter() - started
     traced.certify().require()
-    bound = source.bind(traced.outputs, batch, Target(label=target))
-    predictions = tuple(source.predictions(traced.outputs, batch)[0])
-    row = readout_row(traced, layer, head)
+    bound = source.bind(traced.outputs, batch, Target(label=target, object=object))
+    followed = bound.take([0]) if len(bound) and bound.rows[0].object is not None else None
+    predictions = _about(source.predictions(traced.outputs, batch)[0], followed)
+    row = readout_row(traced, layer, head, followed)
     panels = {"attention": _attention(traced, sample, row)}
-    if (swept := _rollout(traced, sample)) is not None:
+    if (swept := _rollout(traced, sample, followed)) is not None:
         panels["rollout"] = swept
     with torch.no_grad():
         score = float(source.score(traced.outputs, batch, bound)[0]) if len(bound) else float("nan")
@@ -189,7 +195,18 @@ def _attention(traced: Trace, sample: Sample, row: ReadoutRow) -> Panel:
         ) from error
 
 
-def _rollout(traced: Trace, sample: Sample) -> Panel | None:
+def _object(answer: Prediction) -> str:
+    return "" if answer.object is None else f"  (object query {answer.object})"
+
+
+def _about(predictions: Sequence[Prediction], followed: BoundTarget | None) -> tuple[Prediction, ...]:
+    """The answers, that about the followed object first."""
+    if followed is None:
+        return tuple(predictions)
+    return tuple(sorted(predictions, key=lambda answer: answer.object != followed.rows[0].object))
+
+
+def _rollout(traced: Trace, sample: Sample, followed: BoundTarget | None) -> Panel | None:
     """Rollout of the readout row (Abnar and Zuidema 2020) over the bottom stream; None where it has none."""
     site = next((site for site in traced.source.sites if site.key == traced.stream), None)
     if site is None:
@@ -198,7 +215,7 @@ def _rollout(traced: Trace, sample: Sample) -> Panel | None:
     tokens = traced.labels(first).key
     try:
         with torch.no_grad():
-            row = rollout(traced)[0].double().cpu().numpy()
+            row = rollout(traced, followed)[0].double().cpu().numpy()
         return Panel.attention(sample.pixels, traced.batch.geometry[0], row, tokens, "rollout")
     except (CaptureError, ValueError):
         return None

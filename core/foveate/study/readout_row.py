@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveate.capture.trace import Trace
+    from foveate.interfaces import BoundTarget
 
 Head = int | Literal["mean"]
 
@@ -29,13 +30,16 @@ class ReadoutRow:
     words: str
 
 
-def readout_row(traced: Trace, layer: int = -1, head: Head = "mean") -> ReadoutRow:
+def readout_row(
+    traced: Trace, layer: int = -1, head: Head = "mean", bound: BoundTarget | None = None
+) -> ReadoutRow:
     """The readout row of a single picture. ``layer`` is a true number, negative ones count from the last.
 
+    With ``bound`` it is the row of its first target: of a detector, that object's query.
     Raises UsageError for a layer or head that does not exist and for a site that attends within groups,
     CaptureError where the source names no readout.
     """
-    readouts = traced.readout()
+    readouts = traced.readout(bound)
     if not readouts:
         raise CaptureError(
             f"{traced.source.card.id} names no row that its answer is read from",
@@ -54,8 +58,10 @@ def readout_row(traced: Trace, layer: int = -1, head: Head = "mean") -> ReadoutR
     with torch.no_grad():
         rows = record.weighted(queries)[0, :, 0].double().cpu().numpy()
     layers = _layers(traced, site)
+    which = f" {bound.rows[0].object}" if bound is not None and bound.rows[0].object is not None else ""
     words = (
-        f"attention of the readout row ({readout.rule}), {site}, layer {call.layer} of {layers[0]}–{layers[-1]}"
+        f"attention of the readout row ({readout.rule}{which}), {site}, "
+        f"layer {call.layer} of {layers[0]}–{layers[-1]}"
     )
     weights, heads = _one_head(rows, head, site)
     return ReadoutRow(call, weights, labels.key, f"{words}, {heads}")
