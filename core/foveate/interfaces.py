@@ -236,11 +236,14 @@ class CallLabels:
 
     ``leading`` names the call's batch axes in order with their sizes, for instance
     ``(("sample", 8),)`` or ``(("sample", 8), ("window", 4))``; their product is the call's batch size.
+    ``valid`` is bool ``(sample, key)``, False where the model hides a sample's key without a mask on the scores
+    (deformable attention zeroes the values of padding), or None.
     """
 
     leading: tuple[tuple[str, int], ...]
     query: TokenAxis
     key: TokenAxis
+    valid: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -269,7 +269,18 @@ class DetectorSource(AttentionSource):
             (("sample", len(batch)),),
             self._stream_tokens(site.query, batch, outputs),
             self._stream_tokens(site.key, batch, outputs),
+            self._valid(batch) if site.form == "deformable" and "padding" in site.masks else None,
         )
+
+    def _valid(self, batch: Batch) -> Tensor | None:
+        """Tokens of all levels that lie on the picture, bool (sample, key), by the model's own rule: the mask's
+        nearest pixel.
+        """
+        mask = batch.per_sample.get("pixel_mask")
+        if mask is None:
+            return None
+        parts = [F.interpolate(mask[:, None].float(), size=size).flatten(1) > 0 for size in self.levels(batch)]
+        return torch.cat(parts, 1)
 
     def _stream_tokens(self, stream: str, batch: Batch, outputs: Any) -> TokenAxis:
         if stream == QUERIES:

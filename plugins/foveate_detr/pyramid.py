@@ -28,6 +28,10 @@ BACKBONE = "backbone.tokens"
 class PyramidSource(DetectorSource):
     """A detector with deformable attention over a pyramid; options as :class:`DetectorSource`."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _ = self.strides  # now, because the engine's own work (labels among it) is unseen by every tap
+
     def _measure_levels(self, side: int) -> list[tuple[int, int]]:
         return sampled_levels(self, self._blank(side))
 

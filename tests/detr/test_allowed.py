@@ -14,7 +14,7 @@ from PIL import Image
 
 from detr_models import photos, tiny
 from foveate.capture.engine import capture_batch
-from foveate.interfaces import CapturePlan, SitePlan
+from foveate.interfaces import CallKey, CapturePlan, SitePlan
 from foveate.study.capture import run_capture
 from foveate.study.plan import build_plan
 
@@ -66,6 +66,25 @@ def test_padding_is_marked_for_each_sample(name: str, rows: Any) -> None:
     assert allowed.dtype == bool
     assert allowed.shape == (2, 2, kept.arrays["attention"].shape[-2], image.shape[1])
     np.testing.assert_array_equal(allowed, np.broadcast_to(image[:, None, None], allowed.shape))
+
+
+@pytest.mark.parametrize("name", ["Deformable DETR", "Deformable DETR, two stages", "Grounding DINO"])
+def test_deformable_attention_hides_padding_by_its_values(name: str) -> None:
+    """Where `allowed` is False the values that the model samples are zero in every head, and nowhere else."""
+    from foveate.capture.trace import trace
+
+    source = tiny(name)
+    batch = source.encode(photos(*SHAPES))
+    kept = captured(source, batch, ["decoder.cross"]).sites["decoder.cross"]
+    allowed = torch.from_numpy(kept.arrays["allowed"])
+    record = trace(source, batch).records[next(c for c in _calls(source) if c.site == "decoder.cross")]
+    read = record.values().abs().amax((1, 3)) > 0  # (sample, key)
+    assert not read.all()
+    assert torch.equal(allowed, read[:, None, None].expand_as(allowed))
+
+
+def _calls(source: Any) -> list[CallKey]:
+    return [CallKey(site.id, layer) for site in source.sites for layer in site.layers]
 
 
 def test_sites_without_a_mask_store_none() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.capture.allowed import allowed, allowed_rows
 from foveate.capture.certificate import Certificate, check_record
 from foveate.capture.forward import tapped_forward
-from foveate.capture.labels import call_labels
+from foveate.capture.labels import call_labels, join_leading
 from foveate.capture.plan import SiteJob, site_jobs
 from foveate.capture.records import Check, Record, Shape
 from foveate.capture.reductions import reduce_rows
@@ -54,7 +54,7 @@ class SiteCapture:
       ``entropy`` are means over heads too, head again of size 1
     - ``head_mean`` (..., layer, token, key), the whole query axis
     - ``allowed`` bool (..., layer, query, key), over the rows kept, at sites with masks besides a causal one:
-      False where no head of the row could read the key
+      False where no head of the row could read the key, or ``CallLabels.valid`` hides it from the sample
 
     ``query`` labels the rows kept, ``token`` the whole query axis. ``query_index`` holds the positions kept, -1
     for a weighted readout row; ``rule`` says in words what was chosen.
@@ -167,6 +167,7 @@ def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outpu
     job = part.job
     labels = {call: call_labels(source, call, batch, outputs, shape) for call, shape in part.shapes.items()}
     first = labels[min(labels)]
+    _hide(part, labels)
     arrays = {}
     for name in part.arrays[min(labels)]:
         stacked = stack_calls({call: part.arrays[call][name] for call in labels}, labels, job.site)
@@ -176,6 +177,16 @@ def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outpu
     index, rule = _kept(part, len(first.query))
     query = _kept_axis(first.query, index)
     return SiteCapture(job.site.id, job.layers, query, first.query, first.key, index, rule, arrays)
+
+
+def _hide(part: _Part, labels: Mapping[CallKey, CallLabels]) -> None:
+    """Mark keys that the source says are hidden from a sample as not allowed, beside what masks blocked."""
+    for call, said in labels.items():
+        rows = part.arrays[call].get("attention")
+        if said.valid is not None and rows is not None:
+            valid = join_leading(said.valid.cpu(), said)[:, None]
+            free = part.arrays[call].get("allowed", torch.ones((), dtype=torch.bool))
+            part.arrays[call]["allowed"] = (free & valid).expand(-1, rows.shape[-2], -1)
 
 
 def _kept(part: _Part, queries: int) -> tuple[tuple[int, ...], str]:
