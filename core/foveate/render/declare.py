@@ -15,11 +15,8 @@ _RENDERERS = (
     ("methods", "renderers:Methods", "one sample: every stored attribution map"),
     ("objects", "detection_renderers:Objects", "one sample of a detector: each object's box and cross-attention"),
     ("film-strip", "detection_renderers:Layers", "one sample of a detector: every decoder layer"),
-    (
-        "cross-objects",
-        "detection_renderers:CrossObjects",
-        "one sample of a detector: attention in whose box",
-    ),
+    ("cross-objects", "detection_renderers:CrossObjects", "one sample of a detector: attention in whose box"),
+    ("points", "detection_renderers:Points", "one sample of a deformable detector: where a query sampled"),
 )
 
 
