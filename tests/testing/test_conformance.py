@@ -239,6 +239,32 @@ def test_every_spelling_of_attention_passes(style: Any) -> None:
     Case().test_an_exception_midway_leaves_no_trace()
 
 
+class FusedPath(TinySource):
+    """Outside a capture torch may take a fused kernel for ``nn.MultiheadAttention``, with other last bits."""
+
+    def __init__(self) -> None:
+        super().__init__(TinyConfig(style="mha"))
+        self.module.requires_grad_(False)
+
+    def forward(self, batch: Batch, *, grad: bool = False) -> Any:
+        with torch.set_grad_enabled(grad):
+            outputs = super().forward(batch, grad=grad)
+        fused = (
+            torch.backends.mha.get_fastpath_enabled() and not torch.overrides._get_current_function_mode_stack()
+        )
+        return outputs + 1e-6 if fused else outputs
+
+
+def test_the_fused_kernel_of_torch_is_no_change_by_capture() -> None:
+    class Case(SourceConformance):
+        def open(self) -> TinySource:
+            return FusedPath()
+
+    Case.setup_class()
+    Case().test_capture_changes_nothing()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 # ------------------------------------------------------------------- counting
 
 
@@ -317,7 +343,22 @@ class Fair(Metric):
     info = MetricInfo("fair", "largest weight", "1", "test", bounds=(0.0, 1.0))
 
     def kernel(self, rows: Any, *, query: Any = None, key: Any = None) -> Any:
+        rows = np.nan_to_num(rows) if isinstance(rows, np.ndarray) else rows.nan_to_num()
         return rows.max(-1) if isinstance(rows, np.ndarray) else rows.amax(-1)
+
+
+class CountsNan(Fair):
+    """As an author writes it who has never seen a row with a CLS token left out: the whole row becomes NaN."""
+
+    def kernel(self, rows: Any, *, query: Any = None, key: Any = None) -> Any:
+        return rows.max(-1) if isinstance(rows, np.ndarray) else rows.amax(-1)
+
+
+class CountsTooMany(Fair):
+    """NaN is left out of the sum, but K still counts it."""
+
+    def kernel(self, rows: Any, *, query: Any = None, key: Any = None) -> Any:
+        return super().kernel(rows) / rows.shape[-1]
 
 
 class OutOfBounds(Fair):
@@ -337,7 +378,14 @@ class TwoMinds(Fair):
 
 def test_metrics_that_lie_are_found() -> None:
     check_metric(Fair())
-    for broken, said in ((OutOfBounds, "above its bound"), (WrongDims, "expected 3 dims"), (TwoMinds, "differ")):
+    cases = (
+        (OutOfBounds, "above its bound"),
+        (WrongDims, "expected 3 dims"),
+        (TwoMinds, "differ"),
+        (CountsNan, "a key that is NaN does not count"),
+        (CountsTooMany, "a key that is NaN does not count"),
+    )
+    for broken, said in cases:
         with pytest.raises(AssertionError, match=said):
             check_metric(broken())
 

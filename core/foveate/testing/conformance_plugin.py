@@ -97,7 +97,8 @@ class PluginConformance(Kit):
 def check_metric(metric: Metric) -> None:
     """Hold one metric against its own :class:`~foveate.interfaces.MetricInfo` on random rows.
 
-    Raises AssertionError where shape, bounds, or the agreement of numpy and torch fail.
+    Raises AssertionError where shape, bounds, the agreement of numpy and torch fail, or where keys that do not
+    count (NaN) are counted.
     """
     import torch
 
@@ -114,6 +115,26 @@ def check_metric(metric: Metric) -> None:
     _check_bounds(info, finite)
     twin = np.asarray(metric.kernel(torch.from_numpy(rows), query=axis, key=axis))
     np.testing.assert_allclose(twin, found, rtol=1e-5, atol=1e-7, err_msg=f"{info.name}: torch and numpy differ")
+    if "key" in info.consumes and "all_keys" not in info.needs:
+        _check_left_out_keys(metric, rows, axis)
+
+
+def _check_left_out_keys(metric: Metric, rows: np.ndarray[Any, Any], axis: TokenAxis) -> None:
+    """With ``keys="patch"``, the default, CLS and registers reach the kernel as NaN: as if they were not there."""
+    import torch
+
+    patches = axis.where("patch")
+    masked = rows.copy()
+    masked[..., axis.where("cls")] = np.nan
+    wanted = metric.kernel(rows[..., patches], query=axis, key=axis.take(patches.tolist()))
+    for given in (masked, torch.from_numpy(masked)):
+        np.testing.assert_allclose(
+            np.asarray(metric.kernel(given, query=axis, key=axis)),
+            np.asarray(wanted),
+            rtol=1e-5,
+            atol=1e-7,
+            err_msg=f"{metric.info.name}: a key that is NaN does not count; see foveate.metrics.rows",
+        )
 
 
 def _check_bounds(info: MetricInfo, values: np.ndarray[Any, Any]) -> None:
