@@ -15,8 +15,8 @@ from foveate.errors import UsageError
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder.  [default: demo, demo-detr, demo-real]"
 )
-@click.option("--images", type=int, help="Held-out pictures with masks.  [default: 100; detr: 40]")
-@click.option("--steps", type=int, help="Of deletion and insertion.  [default: 8; detr: 24]")
+@click.option("--images", type=int, help="Held-out pictures with masks.  [default: 100; detr: 30]")
+@click.option("--steps", type=int, help="Of deletion and insertion.  [default: 8; detr: 18]")
 @click.option("--model", help="Show this model on photographs instead: a folder, a registry id or a hub id.")
 @json_option
 def command(

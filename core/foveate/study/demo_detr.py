@@ -186,7 +186,7 @@ def _detections(
 
 
 def run_detector_demo(
-    folder: Path | str = "demo-detr", *, images: int = 40, steps: int = 24, say: Say = print
+    folder: Path | str = "demo-detr", *, images: int = 30, steps: int = 18, say: Say = print
 ) -> StoryReport:
     """Run the detection demonstration into ``folder``, or continue one that was cut off.
 
