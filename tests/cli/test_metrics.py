@@ -69,3 +69,19 @@ def test_usage_errors(run: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["metrics", *arguments])
         assert result.exit_code == code, (arguments, result.output)
         assert "remedy" in result.stderr or "expected" in result.stderr
+
+
+def test_a_run_without_captured_images_is_an_error(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import zarr
+
+    empty = tmp_path / "empty.zarr"
+    shutil.copytree(run, empty)
+    zarr.open_group(empty, mode="r+")["samples/status"][:] = 0  # type: ignore[index]
+    for arguments in (["--metric", "gini"], ["--csv", str(tmp_path / "none.csv")]):
+        result = CliRunner().invoke(main, ["metrics", str(empty), *arguments])
+        assert result.exit_code == 4, result.output
+        assert "no captured sample of 4" in result.stderr
+        assert "continues" in result.stderr
+    assert not (tmp_path / "none.csv").exists()

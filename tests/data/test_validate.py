@@ -39,6 +39,19 @@ def test_an_unfinished_run_is_valid_with_a_note(tmp_path):
     assert "10 of 10 samples are missing" in note.message
 
 
+def test_a_killed_run_is_valid_with_a_note(tmp_path):
+    made = make_run(tmp_path, count=10, batch=4, fill=False)
+    zarr.open_group(made.path, mode="r+").attrs["complete"] = False
+    write(made, 0)  # and then the job is killed, before its tables are made
+    assert messages(made.path, deep=True) == []
+    notes = " ".join(problem.message for problem in validate(made.path))
+    assert "4 samples of a killed job are safe" in notes
+    assert "6 of 10 samples are missing" in notes
+    made.attention[:4] *= np.float16(0.9)
+    write(made, 0)
+    assert any("rows sum to 1 only within 0.1" in line for line in messages(made.path)), "its values are checked"
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [

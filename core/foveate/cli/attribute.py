@@ -161,7 +161,10 @@ def _show(run: Path, reports: list[MethodReport], report: AttributionReport, as_
     for sample, reason in report.failed.items():
         say(f"failed: {sample}: {reason}")
     if any(not r.converged for r in reports):
-        say("not converged: kept out of rankings; more samples (--set METHOD.n_samples=...) may help")
+        say(
+            "not converged: kept out of rankings; more steps, samples or evaluations a patch may help "
+            "(--set METHOD.OPTION=VALUE, see docs/attribution.md)"
+        )
 
 
 def _show_plan(plan: list[Estimate], as_json: bool) -> None:

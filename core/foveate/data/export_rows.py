@@ -38,8 +38,9 @@ def select(
     """Settle which row is meant: by default the last layer, the mean over heads, the row the answer is read from.
 
     ``layer`` is a true number, or counts from the end where negative; ``query`` is a position among the stored
-    rows. Raises UsageError naming what exists.
+    rows. Raises UsageError naming what exists, StoreError where no image was captured.
     """
+    run.check_captured()
     name = site or _first_site(run)
     dataset = run.site(name)
     if "attention" not in dataset:

@@ -74,6 +74,14 @@ class Run:
         """Positions of the samples that were captured."""
         return np.flatnonzero(self.samples["status"].values == OK)
 
+    def check_captured(self) -> None:
+        """Raises StoreError where no sample was captured (all failed, or the job was killed before its end)."""
+        if not self.ok.size:
+            raise StoreError(
+                f"{self.path}: no captured sample of {len(self)}",
+                remedy="the same foveate capture call continues a run that was cut off; see foveate validate",
+            )
+
     @property
     def site_ids(self) -> tuple[str, ...]:
         """The sites that were kept, in the source's order."""

@@ -49,8 +49,8 @@ def validate(path: Path | str, *, deep: bool = False) -> list[Problem]:
     missing = list(_structure(root, attrs))
     if missing:
         return missing
-    found = [*_ledger(store, root, attrs, deep=deep), *_values(root, attrs), *_products(store, deep=deep)]
-    found += _unfinished(store, root, attrs)
+    found = [*_ledger(store, root, attrs, deep=deep), *_values(store, root, attrs), *_products(store, deep=deep)]
+    found += _unfinished(store, root)
     return sorted(found, key=lambda problem: problem.level != "error")
 
 
@@ -88,17 +88,34 @@ def _dims(array: zarr.Array[Any]) -> tuple[str, ...]:
 def _ledger(store: Path, root: zarr.Group, attrs: Mapping[str, Any], *, deep: bool) -> Iterator[Problem]:
     """Status says what the ledger says, and the files are those that were written."""
     status = _read(root, "samples/status")
-    said = np.zeros_like(status)
     try:
         entries = Ledger(store).entries()
     except StoreError as error:
         yield Problem("ledger", error.message)
         return
+    said = _recorded(entries, status)
+    late = _late(attrs, status, said)
+    for i in np.flatnonzero((said != status) & ~late):
+        yield Problem("samples/status", f"sample {i}: {STATUS[status[i]]} here, {STATUS[said[i]]} in the ledger")
+    if late.any():
+        written = f"{int(late.sum())} samples of a killed job are safe but not listed"
+        yield Problem("samples", f"{written}; the same foveate capture call enters them", "note")
+    yield from _files(store, entries, deep=deep)
+
+
+def _recorded(entries: Mapping[int, Mapping[str, Any]], status: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The status of each sample by the ledger."""
+    said = np.zeros_like(status)
     for entry in entries.values():
         said[entry["start"] : entry["stop"]] = [sample["status"] for sample in entry["samples"]]
-    for i in np.flatnonzero(said != status):
-        yield Problem("samples/status", f"sample {i}: {STATUS[status[i]]} here, {STATUS[said[i]]} in the ledger")
-    yield from _files(store, entries, deep=deep)
+    return said
+
+
+def _late(attrs: Mapping[str, Any], status: NDArray[np.uint8], said: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Samples that a killed job had written: tables are made from the ledger when a job ends."""
+    unfinished = attrs.get("complete") is False
+    late: NDArray[np.bool_] = (status == 0) & (said != 0) & unfinished
+    return late
 
 
 def _files(store: Path, entries: Mapping[int, Mapping[str, Any]], *, deep: bool) -> Iterator[Problem]:
@@ -121,11 +138,12 @@ def _products(store: Path, *, deep: bool) -> Iterator[Problem]:
         yield from _files(store, Ledger(store, name).entries(), deep=deep)
 
 
-def _unfinished(store: Path, root: zarr.Group, attrs: Mapping[str, Any]) -> Iterator[Problem]:
+def _unfinished(store: Path, root: zarr.Group) -> Iterator[Problem]:
     status = _read(root, "samples/status")
-    if (status == 0).any():
+    missing = int((_effective(store, status) == 0).sum())
+    if missing:
         remedy = "the same foveate capture call continues it"
-        yield Problem("/", f"{int((status == 0).sum())} of {status.size} samples are missing; {remedy}", "note")
+        yield Problem("/", f"{missing} of {status.size} samples are missing; {remedy}", "note")
     left = len(list(store.rglob("*.partial")))
     if left:
         yield Problem("/", f"{left} half-written files of a killed job; resuming removes them", "note")
@@ -134,9 +152,19 @@ def _unfinished(store: Path, root: zarr.Group, attrs: Mapping[str, Any]) -> Iter
 # ------------------------------------------------------------------------------------------- values
 
 
-def _values(root: zarr.Group, attrs: Mapping[str, Any]) -> Iterator[Problem]:
+def _effective(store: Path, status: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Status by the tables and, where they say nothing, by the ledger."""
+    try:
+        said = _recorded(Ledger(store).entries(), status)
+    except StoreError:  # reported by _ledger
+        return status
+    return np.where(status == 0, said, status)
+
+
+def _values(store: Path, root: zarr.Group, attrs: Mapping[str, Any]) -> Iterator[Problem]:
     """What must hold of every array, batch by batch; the first violation of each kind is told."""
-    ok = _read(root, "samples/status") == OK
+    status = _read(root, "samples/status")
+    ok = (_effective(store, status) if attrs.get("complete") is False else status) == OK
     for path in attrs["arrays"]:
         seen: set[str] = set()
         for part in batches(ok.size, int(attrs["commit_batch"])):

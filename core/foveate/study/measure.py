@@ -90,6 +90,7 @@ def measure_run(
     with other settings, unless ``overwrite``. ``progress`` is told of samples done.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    run.check_captured()
     chosen, skipped = load_metrics(metrics)
     parts: list[_Part] = []
     for site in sites if sites is not None else run.site_ids:
