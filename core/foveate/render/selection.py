@@ -169,10 +169,11 @@ def _uniform(dataset: xr.Dataset) -> dict[str, float]:
     """What the metric would be if the row were uniform over its K keys, where a row alone decides that."""
     from foveate.plugins.manager import plugin_manager
 
-    keys, name = int(dataset.attrs.get("K", 0)), str(dataset.attrs.get("metric", ""))
+    keys, name = dataset.attrs.get("K", 0), str(dataset.attrs.get("metric", ""))
     specs = {spec.name: spec for spec in plugin_manager().specs("metric")}
-    if not keys or name not in specs:
+    if not keys or keys == "varies" or name not in specs:  # under a mask there is no one uniform row
         return {}
+    keys = int(keys)
     metric = specs[name].create()
     if metric.info.needs or metric.info.consumes != ("key",) or metric.info.produces:
         return {}
