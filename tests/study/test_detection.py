@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import foveate
+from detr_models import tiny
 from foveate.cli import main
 from foveate.data.run import Run
 from foveate.errors import UsageError
 from foveate.interfaces import Target
 from foveate.study.capture import run_capture
 from foveate.study.detection import ANALYSES, Finding, Line, analyse_run, line_of
+from foveate.study.detection_rows import _members
 from foveate.study.detection_subject import Subject
 from foveate.study.plan import build_plan
 from foveate.testing.shapes import write_dataset
@@ -205,6 +208,45 @@ def test_no_object_above_the_threshold_is_said(folder: Path, tmp_path: Path) -> 
     assert {"queries", "objects", "borders", "heads", "scale"} <= set(report.left_out)
     assert "no object above" in report.left_out["heads"]
     assert {line.analysis for line in report.lines} <= {"patterns", "layers", "approximations", "redundancy"}
+
+
+def test_padding_belongs_to_no_group(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i, shape in enumerate([(60, 90, 3), (80, 80, 3), (90, 50, 3)]):
+        Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    source = tiny("DETR", threshold=0.01)
+    options = {"threshold": 0.01}
+    run_capture(
+        source, tmp_path, tmp_path / "run.zarr", plan=build_plan(source, rows="all"), options=options, top=9
+    )
+    subject = Subject(Run.open(tmp_path / "run.zarr"))
+    for place in range(3):
+        members = _members(subject, "encoder.self", place)
+        seen = subject.visible("encoder.self", "key", place)
+        outside = np.setdiff1d(np.arange(members.shape[1]), seen)
+        assert outside.size  # the canvas is larger than any picture
+        assert not members[:, outside].any()
+        assert (members[:, seen].sum(0) > 0.99).all()  # every cell of the picture is an object's or background
+        rows, query, key = subject.seen("encoder.self", subject.run.site("encoder.self"), place)
+        assert rows.shape[-2:] == (len(query), len(key)) == (seen.size, seen.size)
+        assert rows.sum(-1) == pytest.approx(np.ones(rows.shape[:-1]), abs=5e-3)  # no weight on padding
+    found = {line.quantity: line for line in analyse_run(subject, ["patterns"]).lines}
+    assert found["mass in the own row and column"].baseline > 0.2
+
+
+def test_levels_of_a_pyramid_share_the_mass(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(tmp_path / "0.png")
+    source = tiny("Deformable DETR", threshold=0.01)
+    options = {"threshold": 0.01}
+    run_capture(
+        source, tmp_path, tmp_path / "run.zarr", plan=build_plan(source, rows="all"), options=options, top=9
+    )
+    lines = analyse_run(Subject(Run.open(tmp_path / "run.zarr")), ["levels"]).lines
+    own = [line for line in lines if line.quantity.startswith("mass of objects") and line.layer == 1]
+    assert len(own) == 4
+    assert sum(line.mean for line in own) == pytest.approx(1, abs=1e-3)
+    assert {line.baseline for line in own} == {0.25}
 
 
 def test_command_line(folder: Path) -> None:

@@ -14,18 +14,19 @@ import numpy as np
 from foveate.detection.approximation import effective_rank
 from foveate.detection.approximation_structure import axial_share, window_share
 from foveate.detection.boundary import box_band, enrichment, shifted_boxes
-from foveate.detection.levels import level_mass
+from foveate.detection.levels import LevelMass, level_mass
 from foveate.detection.mass import box_shares, mask_shares, region_mass, union_share
 from foveate.detection.objects_mass import group_mass, object_exchange
 from foveate.errors import UsageError
 from foveate.geometry import CellGrid
 from foveate.study.detection import Finding
-from foveate.study.detection_subject import Map, Subject
+from foveate.study.detection_subject import Map, Subject, is_plain
 
 if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+    from foveate.interfaces import TokenAxis
     from foveate.render.detection import DetectedObject
 
 BAND = 0.25
@@ -95,7 +96,11 @@ def groups(subject: Subject) -> Iterator[Finding]:
         members = _members(subject, name, place)
         if members is None:
             continue
-        mass, share = group_mass(subject.rows(site, place).mean(1), members, members)
+        rows = subject.rows(site, place).mean(1)
+        padding = np.ones(rows.shape[-1], np.bool_)
+        padding[subject.visible(name, "key", place)] = False
+        rows[..., padding] = np.nan
+        mass, share = group_mass(rows, members, members)
         table[place] = np.stack([_summary(one) for one in mass])
         shares[place] = _summary(np.broadcast_to(share, (len(share), len(share))))
     for number, what in enumerate(wanted):
@@ -105,31 +110,26 @@ def groups(subject: Subject) -> Iterator[Finding]:
 
 
 def _members(subject: Subject, name: str, place: int) -> NDArray[np.float64] | None:
-    """Membership of every key in each object and, last, in the background: ``(group, key)``."""
-    tokens = subject.run.tokens(name, "key", subject.positions[place])
-    geometry = subject.run.geometry(subject.positions[place])
-    truth = subject.true_objects(place)
+    """Membership of every key in each object and, last, in the background: ``(group, key)``; 0 for padding."""
+    position, truth = subject.positions[place], subject.true_objects(place)
+    tokens, geometry = subject.run.tokens(name, "key", position), subject.run.geometry(position)
     boxes = truth.boxes if truth is not None else boxes_of(subject.objects[place])
+    masks = None if truth is None else truth.masks
     if not len(boxes) or not np.isfinite(boxes).all():
         return None
-    shares = np.zeros((len(boxes), len(tokens)))
-    for key in tokens.where("patch"):  # a cell a token: levels of a pyramid have cells of their own
-        edges = [
-            (float(c) + np.array([-0.5, 0.5]) * float(s))
-            for c, s in ((tokens.y[key], tokens.height[key]), (tokens.x[key], tokens.width[key]))
-        ]
-        cell = geometry.grid_to_original(CellGrid(*edges))
-        whole = truth is not None and truth.masks is not None
-        part = (
-            mask_shares(cell, truth.masks)
-            if whole and truth is not None and truth.masks is not None
-            else box_shares(cell, boxes)
-        )
-        shares[:, key] = part[:, 0, 0]
-    background = np.zeros(len(tokens))
-    patches = tokens.where("patch")
-    background[patches] = np.clip(1 - shares[:, patches].sum(0), 0, None)
-    return np.concatenate([shares, background[None]])
+    shares = np.zeros((len(boxes) + 1, len(tokens)))
+    for key in np.intersect1d(tokens.where("patch"), subject.visible(name, "key", place)):
+        cell = geometry.grid_to_original(_cell(tokens, int(key)))
+        part = box_shares(cell, boxes) if masks is None else mask_shares(cell, masks)
+        shares[:-1, key] = part[:, 0, 0]
+        shares[-1, key] = max(0.0, 1 - part.sum())
+    return shares
+
+
+def _cell(tokens: TokenAxis, key: int) -> CellGrid:
+    """One token's own cell, in input pixels: levels of a pyramid have cells of their own."""
+    around = np.array([-0.5, 0.5])
+    return CellGrid(tokens.y[key] + around * tokens.height[key], tokens.x[key] + around * tokens.width[key])
 
 
 def _summary(mass: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,7 +137,7 @@ def _summary(mass: NDArray[np.float64]) -> NDArray[np.float64]:
     things = mass[:-1, :-1]
     own, others = np.diag(things), things.sum(1) - np.diag(things)
     among = _mean(others) if len(things) > 1 else np.nan
-    return np.array([_mean(own), among, _mean(mass[:-1, -1]), things.shape[0] and float(mass[-1, :-1].sum())])
+    return np.array([_mean(own), among, _mean(mass[:-1, -1]), mass[-1, :-1].sum()])
 
 
 def levels(subject: Subject) -> Iterator[Finding]:
@@ -145,11 +145,10 @@ def levels(subject: Subject) -> Iterator[Finding]:
     made = False
     for name in subject.run.site_ids:
         site = subject.run.site(name)
-        if "attention" not in site or len(np.unique(site["key_level"].values)) < 2:
+        if not is_plain(site) or np.unique(site["key_level"].values).clip(0).max(initial=0) < 1:
             continue
         made = True
-        axes = [subject.run.tokens(name, axis, subject.positions[0]) for axis in ("query", "key")]
-        masses = [level_mass(subject.rows(site, place).mean(1), *axes) for place in range(len(subject.positions))]
+        masses = [_level_mass(subject, name, site, place) for place in range(len(subject.positions))]
         first = masses[0]
         table = np.stack([one.mass for one in masses])
         for i, query in enumerate(first.query_levels):
@@ -161,6 +160,11 @@ def levels(subject: Subject) -> Iterator[Finding]:
                 )
     if not made:
         raise UsageError(f"{subject.run.path}: no site with several pyramid levels was kept")
+
+
+def _level_mass(subject: Subject, name: str, site: xr.Dataset, place: int) -> LevelMass:
+    rows, query, key = subject.seen(name, site, place)
+    return level_mass(rows.mean(1), query, key)
 
 
 def borders(subject: Subject) -> Iterator[Finding]:
@@ -197,22 +201,23 @@ def patterns(subject: Subject) -> Iterator[Finding]:
     """How local the encoder is, and the effective rank of its matrices and of the decoder's."""
     name, site = subject.self_site(objects=False)
     layers, count = layers_of(site), len(subject.positions)
-    shares: dict[str, tuple[Array, float]] = {}
+    shares: dict[str, tuple[Array, Array]] = {}
     for place in range(count):
-        query, key = (subject.run.tokens(name, axis, subject.positions[place]) for axis in ("query", "key"))
-        rows = subject.rows(site, place)
+        rows, query, key = subject.seen(name, site, place)
         found = {
             f"mass in a window of {2 * r + 1} x {2 * r + 1} cells": window_share(rows, query, key, r)
             for r in (1, 2)
         }
         found["mass in the own row and column"] = axial_share(rows, query, key)
         for what, share in found.items():
-            shares.setdefault(what, (np.full((count, len(layers)), np.nan), share.uniform))
-            shares[what][0][place] = share.mass.mean(1)
+            shares.setdefault(what, (np.full((count, len(layers)), np.nan), np.full(count, np.nan)))
+            shares[what][0][place], shares[what][1][place] = share.mass.mean(1), share.uniform
     for what, (values, uniform) in shares.items():
         yield from _by_layer(what, "share", name, layers, values, uniform, "uniform attention")
     for which, data in {name: site, subject.cross[0]: subject.cross[1]}.items():
-        ranks = np.stack([effective_rank(np.nan_to_num(subject.rows(data, p))).mean(1) for p in range(count)])
+        ranks = np.stack(
+            [effective_rank(np.nan_to_num(subject.seen(which, data, p)[0])).mean(1) for p in range(count)]
+        )
         most = min(data.sizes["query"], data.sizes["key"])
         yield from _by_layer(f"effective rank (largest {most})", "rank", which, layers_of(data), ranks)
 
@@ -225,7 +230,7 @@ def layers(subject: Subject) -> Iterator[Finding]:
     chosen = load_metrics(["attention_distance_relative", "top10_mass", "head_diversity"])[0]
     for name in subject.run.site_ids:
         site = subject.run.site(name)
-        if "attention" not in site:
+        if not is_plain(site):
             continue
         query, key = (subject.run.tokens(name, axis, subject.positions[0]) for axis in ("query", "key"))
         everything = bool(len(query) == site.sizes.get("token"))

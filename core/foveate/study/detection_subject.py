@@ -15,7 +15,7 @@ from foveate.attribution.levels import patches_by_level, tokens_on_cells
 from foveate.data.run import Run
 from foveate.errors import SampleError, UsageError
 from foveate.geometry import CellGrid, Geometry, regrid, tokens_to_cells
-from foveate.interfaces import AttentionSource, Batch, Sample, TokenAxis
+from foveate.interfaces import TOKEN_KINDS, AttentionSource, Batch, Sample, TokenAxis
 from foveate.render.detection_run import answers_of, cross_site, threshold_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Subject:
         """The self-attention of object queries, or of the picture's cells, with all rows kept."""
         for name in self.run.site_ids:
             site = self.run.site(name)
-            if "attention" not in site or site.attrs.get("kind") != "self":
+            if not is_plain(site) or site.attrs.get("kind") != "self":
                 continue
             kinds = self.run.tokens(name, "key", self.positions[0])
             square = site.sizes["query"] == site.sizes["key"]
@@ -130,6 +130,24 @@ class Subject:
         """Stored attention of one image, ``(layer, head, query, key)``."""
         stored = site["attention"].isel(sample=self.positions[place])
         return np.asarray(stored.transpose("layer", "head", "query", "key").values, np.float64)
+
+    def visible(self, name: str, axis: str, place: int) -> NDArray[np.intp]:
+        """Tokens that are not padding: patches whose centre shows the picture, and all without a place."""
+        tokens = self.run.tokens(name, axis, self.positions[place])
+        geometry = self.run.geometry(self.positions[place])
+        (top, left), (bottom, right) = (
+            geometry.to_input(y, x) for y, x in (geometry.visible[:2], geometry.visible[2:])
+        )
+        inside = (tokens.y > top) & (tokens.y < bottom) & (tokens.x > left) & (tokens.x < right)
+        padding = tokens.kind == TOKEN_KINDS.index("padding")
+        return np.flatnonzero((inside | ~np.isfinite(tokens.y)) & ~padding)
+
+    def seen(self, name: str, site: xr.Dataset, place: int) -> tuple[NDArray[np.float64], TokenAxis, TokenAxis]:
+        """Rows of one image ``(layer, head, query, key)`` without padding on either side, and their tokens."""
+        kept = [self.visible(name, axis, place) for axis in ("query", "key")]
+        axes = [self.run.tokens(name, axis, self.positions[place]) for axis in ("query", "key")]
+        query, key = (tokens.take(index.tolist()) for tokens, index in zip(axes, kept, strict=True))
+        return self.rows(site, place)[..., kept[0][:, None], kept[1]], query, key
 
     def row_numbers(self, site: xr.Dataset, queries: list[int]) -> list[int]:
         """Where the rows of these object queries lie. Raises UsageError where one was not kept."""
@@ -170,6 +188,11 @@ class Subject:
             ) from None
         table: dict[str, list[dict[str, Any]]] = found
         return table
+
+
+def is_plain(site: xr.Dataset) -> bool:
+    """Whether rows were kept, with no batch axes besides the sample (windows, tracks)."""
+    return "attention" in site and set(site["attention"].dims) == {"sample", "layer", "head", "query", "key"}
 
 
 def lay(
