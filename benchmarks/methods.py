@@ -28,6 +28,7 @@ class Method:
     """One row of the table.
 
     ``stacks`` estimates the memory of quadratic methods, in units of all attention matrices of one forward.
+    ``prepare`` builds a model of the method's own, which is not to be measured.
     ``reads_forward`` says that foveate's own part of the time can be told from the model's (see ``meters``).
     """
 
@@ -37,6 +38,7 @@ class Method:
     against: str = "plain"
     stacks: float = 0.0
     reads_forward: bool = False
+    prepare: Callable[[Tower], object] | None = None
 
 
 def _plain(tower: Tower) -> object:

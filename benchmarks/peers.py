@@ -95,8 +95,15 @@ def _attention_extract(tower: Tower) -> object:
 PEERS = {
     "torchlens": Method("torchlens", "trace of every operation", _torchlens),
     "nnsight": Method("nnsight", "eager weights of every layer saved", _nnsight),
-    "transformer-lens": Method("transformer-lens", "hook_pattern of every layer, ViT", _transformer_lens),
-    "timm": Method("timm", "AttentionExtract by fx, unfused ViT", _attention_extract),
+    "transformer-lens": Method(
+        "transformer-lens",
+        "hook_pattern of every layer, ViT",
+        _transformer_lens,
+        prepare=lambda tower: _bridge(tower.case),
+    ),
+    "timm": Method(
+        "timm", "AttentionExtract by fx, unfused ViT", _attention_extract, prepare=lambda tower: _timm(tower.case)
+    ),
 }
 
 

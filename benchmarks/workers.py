@@ -47,6 +47,9 @@ def times(case: Case, names: list[str], rounds: int) -> dict[str, dict[str, list
     seconds: dict[str, list[float]] = {name: [] for name in names}
     engine: dict[str, list[float]] = {method.name: [] for method in methods if method.reads_forward}
     methods[0].run(tower)
+    for method in methods:
+        if method.prepare is not None:
+            method.prepare(tower)
     for number in range(rounds):
         for method in random.Random(number).sample(methods, len(methods)):
             if method.reads_forward:
@@ -68,6 +71,8 @@ def memory(case: Case, name: str) -> dict[str, float]:
     method = find(name)
     method.run(build(Case("tiny", 32)))
     tower = build(case)
+    if method.prepare is not None:
+        method.prepare(tower)
     seconds: list[float] = []
     megabytes = peak(lambda: seconds.append(cpu(lambda: method.run(tower))))
     return {"megabytes": megabytes, "seconds": seconds[0]}
