@@ -160,6 +160,8 @@ def test_a_line_pairs_images_with_their_own_baseline() -> None:
     assert line_of("x", Finding("q", "u", values)).verdict == ""
     assert line_of("x", Finding("q", "u", values, values * (1 + 2e-4))).verdict == "no"  # rounding
     assert line_of("x", Finding("q", "u", values, values[::-1])).verdict == "no"
+    rare = np.array([0.0] * 21 + [0.2])  # one image in many: the interval touches 0
+    assert line_of("x", Finding("q", "u", rare + 0.1, 0.1)).verdict == "no"
     whole = Finding("q", "u", np.array([2.0]), 1.0, whole=True, n=7)
     assert (line_of("x", whole).n, line_of("x", whole).verdict) == (7, "untested")
     assert line_of("x", replace(whole, p=0.01)).verdict == "above"

@@ -119,4 +119,4 @@ def _row(line: Line) -> tuple[Any, ...]:
 
 
 def _number(value: float) -> str:
-    return "-" if value != value else f"{value:.3g}"
+    return "-" if value != value else "0" if abs(value) < 1e-9 else f"{value:.3g}"

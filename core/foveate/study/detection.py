@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from foveate.study.detection_subject import Subject
 
 ALPHA = 0.05
+TINY = 1e-9
+"""Bounds nearer to 0 than this are 0: sums of floats that cancel."""
 ROUNDING = 1e-3
 """Relative differences that float16 storage alone can make."""
 
@@ -83,7 +85,7 @@ class Line:
         mean, low, high = self.difference
         if mean != mean:
             return ""
-        told = self.p <= ALPHA if self.p == self.p else low > 0 or high < 0
+        told = self.p <= ALPHA if self.p == self.p else low > TINY or high < -TINY
         if self.p != self.p and low != low:
             return "untested"
         if not told or abs(mean) <= 1e-6 + ROUNDING * max(abs(self.mean), abs(self.baseline)):
