@@ -19,6 +19,7 @@ def foveate_sources():
     return [
         SourceSpec("tiny-tests", "foveate.testing.tiny:TinySource", ""),
         SourceSpec("strict", "plugin_tiny:Strict", ""),
+        SourceSpec("passing", "plugin_tiny:Passing", ""),
         SourceSpec("bad", "plugin_tiny:Bad", ""),
         SourceSpec("liar", "plugin_tiny:Liar", ""),
     ]
@@ -29,6 +30,10 @@ def __getattr__(name):
         @classmethod
         def open(cls, row, *, weights=None, device="cpu", dtype="float32", layers=2):
             return super().open(row, weights=weights, device=device, dtype=dtype, layers=layers)
+    class Passing(Strict):
+        @classmethod
+        def open(cls, row, *, blur=0, **options):
+            return super().open(row, **options)
     class Bad(TinySource):
         @classmethod
         def open(cls, row, **given):
@@ -38,7 +43,7 @@ def __getattr__(name):
         def open(cls, row, **given):
             return "not a source"
     try:
-        return {"Strict": Strict, "Bad": Bad, "Liar": Liar}[name]
+        return {"Strict": Strict, "Passing": Passing, "Bad": Bad, "Liar": Liar}[name]
     except KeyError:
         raise AttributeError(name)
 """
@@ -204,6 +209,9 @@ def test_an_option_that_the_adapter_does_not_take() -> None:
     with pytest.raises(UsageError, match="takes no option 'colour'") as caught:
         open_source("x", source="strict", colour="red")
     assert caught.value.remedy == "its options: layers"
+    with pytest.raises(UsageError, match="source 'passing' takes no option 'colour'") as caught:
+        open_source("x", source="passing", colour="red")  # refused further down, where `open` passes it on
+    assert "blur and others" in caught.value.remedy
 
 
 def test_an_adapter_that_raises_is_named() -> None:

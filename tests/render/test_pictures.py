@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -174,3 +175,12 @@ def test_side_by_side_needs_one_picture_and_a_common_part() -> None:
     with pytest.raises(UsageError, match="no common part"):
         side_by_side(panel, left, (RULE, RULE))
     assert "agreement 0.3" in PICTURES["side_by_side"]().caption
+
+
+def test_a_name_that_the_font_lacks_gives_a_picture_and_no_noise(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    panel = replace(cropped_panel(), title="\u65e5\u672c.jpg")
+    triptych(panel, RULE).save(tmp_path / "f.png")
+    assert (tmp_path / "f.png").stat().st_size
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from foveate.interfaces import AttentionSource
 
 CONFIG = "config.json"
+_REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def open_source(
@@ -109,6 +111,9 @@ def _open(adapter: Any, row: ModelRow, *, options: Mapping[str, Any], **given: A
     except FoveateError:
         raise
     except Exception as error:
+        refused = _REFUSED.search(str(error)) if isinstance(error, TypeError) else None
+        if refused and refused[1] in options:  # its `open` passes **options on
+            raise _no_option(adapter, row, refused[1]) from error
         raise PluginError(
             f"source {row.source!r} failed to open {row.id}: {type(error).__name__}: {error}",
             remedy="FOVEATE_DEBUG=1 shows the traceback; foveate doctor checks the plugin",
@@ -120,16 +125,27 @@ def _open(adapter: Any, row: ModelRow, *, options: Mapping[str, Any], **given: A
 
 def _check_options(adapter: Any, row: ModelRow, options: Mapping[str, Any]) -> None:
     """Refuse an option that the adapter's ``open`` does not take; one with ``**options`` checks for itself."""
-    parameters = inspect.signature(adapter.open).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = [name for name in parameters if name not in ("row", "weights", "device", "dtype")]
+    named, passes_on = _options_of(adapter)
     for name in options:
-        if name not in known:
-            raise UsageError(
-                f"source {row.source!r} takes no option {name!r}",
-                remedy=f"its options: {', '.join(known) or 'none'}",
-            )
+        if name not in named and not passes_on:
+            raise _no_option(adapter, row, name)
+
+
+def _options_of(adapter: Any) -> tuple[list[str], bool]:
+    """The options that ``open`` names, and whether it passes others on."""
+    parameters = inspect.signature(adapter.open).parameters.values()
+    fixed = ("row", "weights", "device", "dtype")
+    named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in fixed]
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _no_option(adapter: Any, row: ModelRow, name: str) -> UsageError:
+    named, passes_on = _options_of(adapter)
+    more = " and others, which its documentation lists" if passes_on else ""
+    return UsageError(
+        f"source {row.source!r} takes no option {name!r}",
+        remedy=f"its options: {', '.join(named) or 'none'}{more}",
+    )
 
 
 def _close(reference: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ _CAPTION_SIZE = 8
 @contextmanager
 def styled() -> Iterator[None]:
     """Matplotlib's defaults and foveate's few changes, for the duration of a ``with`` block."""
-    with matplotlib.style.context(["default", _RC]):
+    with matplotlib.style.context(["default", _RC]), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes, which the reader of the figure sees.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 

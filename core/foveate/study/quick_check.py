@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ORDERS = 8
 STEPS = 5
-WARM_UP = 1.0
+WARM_UP = 3.0
 """A first forward pass shorter than this (seconds) is timed again before the check is given up."""
 BUDGET = 8.0
 """Seconds that the check may take; it is left out where it would take longer."""
