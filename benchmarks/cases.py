@@ -56,6 +56,7 @@ class Case:
 
 FORWARD = ("plain", "rows", "reductions", "rollout")
 GRADIENT = ("backward", "relevance", "grad x attention", "legrad")
+ROLLOUTS = ("rollout max", "rollout min", "rollout discard", "rollout discard row")
 EAGER = ("eager attentions", "eager rollout", "eager relevance")
 
 
@@ -81,7 +82,7 @@ class Plan:
 FULL = (
     Plan.of("l14-336x8", ("plain", "rows"), ("eager attentions",), rounds=2),
     Plan.of("l14-336x1", (*FORWARD, *GRADIENT), ("eager attentions", "eager relevance"), rounds=2),
-    Plan.of("b16-224x1", (*FORWARD, "top-k", "rollout max", *GRADIENT, *EAGER), rounds=7),
+    Plan.of("b16-224x1", (*FORWARD, *ROLLOUTS, "top-k", *GRADIENT, *EAGER), rounds=7),
     Plan.of("b16-336x1", (*FORWARD, *GRADIENT, *EAGER)),
     Plan.of("b16-448x1", (*FORWARD, *GRADIENT, *EAGER), rounds=2),
     Plan.of("l14-224x1", (*FORWARD, "eager attentions", "eager rollout")),

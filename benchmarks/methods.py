@@ -96,6 +96,10 @@ def eager_gradients(tower: Tower) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
         return outputs.attentions, torch.autograd.grad(scores.sum(), outputs.attentions)
 
 
+def _variant(name: str, summary: str, **options: Any) -> Method:
+    return Method(name, summary, lambda t: rollout(trace(t.source, t.batch), **options), reads_forward=True)
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -109,12 +113,10 @@ METHODS = {
         ),
         Method("top-k", "16 largest keys of every row", _keep("none", "topk"), reads_forward=True),
         Method("rollout", "mean fusion", lambda t: rollout(trace(t.source, t.batch)), reads_forward=True),
-        Method(
-            "rollout max",
-            "max fusion (row sums: a second pass)",
-            lambda t: rollout(trace(t.source, t.batch), fuse="max"),
-            reads_forward=True,
-        ),
+        _variant("rollout max", "max fusion (row sums: a second pass)", fuse="max"),
+        _variant("rollout min", "min fusion (a second pass)", fuse="min"),
+        _variant("rollout discard", "lowest 90 % of each layer's matrix set to 0 (two more passes)", discard=0.9),
+        _variant("rollout discard row", "lowest 90 % of each row set to 0", discard=0.9, discard_over="row"),
         Method("eager attentions", "output_attentions=True, all matrices kept", _eager_attentions, stacks=1.05),
         Method("eager rollout", "explicit matrix products", eager_rollout, stacks=1.15),
         Method("backward", "forward and gradient to the pixels", _backward, "backward"),
