@@ -132,13 +132,17 @@ def test_real_process_interrupted_exits_130_and_continues(tmp_path, images):
     slow = (
         "import sys, time; from foveate.data import layout, manifest; layout.BATCH_SAMPLES = 4\n"
         "load = manifest.load_row\n"
-        "def slowly(row):\n    time.sleep(0.05)\n    return load(row)\n"
+        "def slowly(row):\n    time.sleep(0.1)\n    return load(row)\n"
         "manifest.load_row = slowly\n"
         "from foveate.cli import main; main()"
     )
     arguments = ["capture", MODEL, str(images), "-o", str(run), "--batch-size", "4"]
     job = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", slow, *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # A shell that starts the tests in the background makes them, and so their children, deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(Ledger(run).entries()) < 2 and job.poll() is None and time.monotonic() < deadline:
