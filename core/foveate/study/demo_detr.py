@@ -192,7 +192,7 @@ def run_detector_demo(
 
     ``images`` held-out pictures are captured (at least 2), deletion and insertion take ``steps`` steps: an object
     covers a twentieth of a picture, so that steps must be small to tell methods apart. Raises UsageError; about
-    five minutes on two cores.
+    two minutes on two cores.
     """
     if images < 2:
         raise UsageError(f"images: {images}; statistics over pictures need at least 2")
