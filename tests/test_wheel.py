@@ -71,7 +71,7 @@ def test_it_finds_its_registry_and_its_weights(installed: Path, tmp_path: Path) 
 def test_it_finds_its_plugins(installed: Path, tmp_path: Path) -> None:
     told = foveate(installed, "plugins", "--load", cwd=tmp_path)
     own = {row["plugin"]: row["state"] for row in told["plugins"] if row["distribution"] == "foveate"}  # type: ignore[attr-defined]
-    assert own == dict.fromkeys(("attribution", "detr", "metrics", "render", "vit"), "loaded")
+    assert own == dict.fromkeys(("attribution", "detr", "dvis", "metrics", "render", "vit"), "loaded")
 
 
 def test_it_opens_the_model_that_ships(installed: Path, tmp_path: Path) -> None:

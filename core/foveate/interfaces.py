@@ -80,7 +80,8 @@ class Batch:
     ``inputs`` is the one differentiable tensor, ``(sample, channel, y, x)`` or
     ``(sample, frame, channel, y, x)``, already normalised. ``per_sample`` holds tensors whose first axis
     is the sample (padding masks, per-sample text); ``shared`` holds what does not change with the sample
-    (prompt embeddings).
+    (prompt embeddings). Of clips, ``per_sample["frame_index"]`` is int64 ``(sample, frame)``: which frame of the
+    sample each frame of ``inputs`` is; ``shared["state"]`` is what a streaming model carries from earlier frames.
     """
 
     inputs: torch.Tensor
@@ -427,6 +428,10 @@ class AttentionSource(ABC):
     card: ModelCard
     targets: tuple[str, ...] = ()
     """Kinds of target that ``bind`` accepts; the first is the default."""
+    media: Literal["image", "clip"] = "image"
+    """What a sample is: an image, or a clip of frames."""
+    carries: bool = False
+    """Whether a clip can be read in consecutive blocks of frames, with :meth:`carry` between them."""
     ignored: Mapping[str, str] = {}
     """Module path (or prefix ending in ``*``) -> why its softmax, SDPA or grid-sample is not attention."""
 
@@ -503,6 +508,17 @@ class AttentionSource(ABC):
     @abstractmethod
     def cells(self, batch: Batch) -> CellGrid:
         """The model's natural cells (patches) tiling its input, used to perturb and to pool maps."""
+
+    def frame_cells(self, batch: Batch) -> tuple[int, ...]:
+        """The frame cell of each input frame of a clip, from 0 up: one each, unless tubelets share them."""
+        return tuple(range(batch.inputs.shape[1])) if batch.inputs.dim() == 5 else ()
+
+    def carry(self, outputs: Outputs) -> Mapping[str, Any]:
+        """What the model remembers after this block of frames: the next batch's ``shared["state"]``, detached.
+
+        Asked only where ``carries``. Blocks one after the other must answer as the whole clip at once does.
+        """
+        raise NotImplementedError
 
     def stream(self, batch: Batch) -> str:
         """The token stream at the bottom of the flow, whose patches lie on :meth:`cells`."""
