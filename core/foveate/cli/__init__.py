@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "attribute": "Explain predictions with gradients, perturbations or attention.",
     "faithfulness": "Test whether explanations explain: deletion, insertion, controls.",
     "compare": "Compare two runs on the same images.",
+    "beside": "A picture-text model beside a detector on the same images.",
     "audit": "Say which numbers of a table of attention statistics are impossible.",
     "plot": "Draw pictures from a run.",
     "validate": "Check a run on disk.",
