@@ -2,7 +2,8 @@
 
 Two passes over the pictures. The first asks the detector alone what it finds, so that the other model can be
 opened with a prompt for each of those labels; the second explains and compares, by
-:mod:`foveate.study.clip_beside_detr`. Pictures are decoded when they are needed, one at a time; one that cannot be read is told and left out.
+:mod:`foveate.study.clip_beside_detr`. Pictures are decoded when they are needed, one at a time; one that cannot
+be read is told and left out.
 """
 
 from __future__ import annotations
