@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.errors import MissingDependencyError, ModelError
 from foveate.interfaces import ModelCard
+from foveate.plugins import hub
 from foveate_vit import weights as files
 
 if TYPE_CHECKING:
@@ -222,10 +223,11 @@ def _config_from_mapping(row: Any, values: Mapping[str, Any]) -> Any:
 def _config_from_hub(row: Any, place: str) -> Any:
     from transformers import AutoConfig
 
+    revision = getattr(row, "revision", None) or None
     try:
-        return AutoConfig.from_pretrained(
-            place, revision=getattr(row, "revision", None) or None, trust_remote_code=False
-        )
+        if not Path(place).exists():
+            hub.ask(place, revision=revision)
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _unreachable(place, error) from error
 

@@ -190,11 +190,19 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(repo: str, name: str, **how: object) -> str:
         raise OSError("no route to host")
 
+    calls = []
+
+    def one_question(self: object, repo: str, **how: object) -> None:
+        calls.append(repo)
+        raise RuntimeError("no route to host")
+
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(ModelError, match=r"the hub did not give its config\.json: OSError: no route") as caught:
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", one_question)
+    with pytest.raises(ModelError, match=r"the hub did not give its config\.json: OSError: .*no route") as caught:
         find_row("tests/tinny")
     assert "give its folder" in caught.value.remedy
     assert "did you mean tests/tiny" in caught.value.remedy
+    assert calls == ["tests/tinny"]  # asked once: the client's own retries take half a minute
 
 
 def test_without_the_hub_client(monkeypatch: pytest.MonkeyPatch) -> None:

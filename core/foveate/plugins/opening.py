@@ -11,13 +11,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.errors import FoveateError, MissingDependencyError, ModelError, PluginError, UsageError
+from foveate.plugins import hub
+from foveate.plugins.hub import CONFIG
 from foveate.plugins.manager import plugin_manager
 from foveate.plugins.registry import families, models
 from foveate.plugins.rows import FamilyRow, ModelRow
@@ -26,7 +27,6 @@ from foveate.plugins.specs import is_installed
 if TYPE_CHECKING:
     from foveate.interfaces import AttentionSource
 
-CONFIG = "config.json"
 _REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -236,9 +236,10 @@ def _hub_config(reference: str) -> dict[str, Any]:
 
 
 def _download(reference: str) -> Path:
-    """The cached config where there is one: offline, the hub's client retries for half a minute."""
+    """The model's config, from the cache where it is there. Raises at once where the hub does not answer."""
     from huggingface_hub import hf_hub_download
 
-    with suppress(OSError, ValueError):
-        return Path(hf_hub_download(reference, CONFIG, local_files_only=True))
+    if (found := hub.cached(reference)) is not None:
+        return found
+    hub.ask(reference)
     return Path(hf_hub_download(reference, CONFIG))
