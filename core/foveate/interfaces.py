@@ -202,7 +202,9 @@ class Site:
 
     ``modules`` maps the path of each owning module (below the source's root module) to its true layer
     number. ``query`` and ``key`` name token streams; two sites that share a stream share its tokens.
-    ``group`` lists further batch axes of a call besides ``sample``, in order.
+    ``group`` lists further batch axes of a call besides ``sample``, in order. ``ragged`` names the axes whose
+    tokens differ from call to call (tracks come and go): :class:`CallLabels` places them on one common axis.
+    An ``optional`` site may not run in a forward (it needs a second frame, or a track).
     """
 
     id: str
@@ -216,6 +218,8 @@ class Site:
     masks: tuple[str, ...] = ()
     group: tuple[Literal["frame", "window", "track", "position"], ...] = ()
     summary: str = ""
+    ragged: tuple[Literal["query", "key"], ...] = ()
+    optional: bool = False
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -231,6 +235,25 @@ class CallKey(NamedTuple):
     number: int = 0
 
 
+class Part(NamedTuple):
+    """Some entries of an axis that several calls share: their positions on it, and its whole size."""
+
+    index: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the tokens of one call lie on the axis that all calls of their site share.
+
+    ``index`` holds a position on ``axis`` for each token of the call. What is not there in a call (a track before
+    its birth) has attention 0 and is not ``allowed``.
+    """
+
+    axis: TokenAxis
+    index: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class CallLabels:
     """What the axes of one call mean.
@@ -239,20 +262,45 @@ class CallLabels:
     ``(("sample", 8),)`` or ``(("sample", 8), ("window", 4))``; their product is the call's batch size.
     ``valid`` is bool ``(sample, key)``, False where the model hides a sample's key without a mask on the scores
     (deformable attention zeroes the values of padding), or None.
+
+    A call that holds only a part of the samples, frames or tracks says which in ``at``: frames 5 and 6 of 7 are
+    ``{"frame": Part((5, 6), 7)}``. An axis that is in ``at`` but not in ``leading`` has one position. At sites with
+    ``ragged`` axes, ``query`` and ``key`` are the call's own tokens, in its order, and ``query_place`` and
+    ``key_place`` say where on the common axis each lies.
     """
 
     leading: tuple[tuple[str, int], ...]
     query: TokenAxis
     key: TokenAxis
     valid: torch.Tensor | None = None
+    at: Mapping[str, Part] = field(default_factory=dict)
+    query_place: Place | None = None
+    key_place: Place | None = None
+
+    @property
+    def query_axis(self) -> TokenAxis:
+        """The query axis that all calls of the site share."""
+        return self.query if self.query_place is None else self.query_place.axis
+
+    @property
+    def key_axis(self) -> TokenAxis:
+        """The key axis that all calls of the site share."""
+        return self.key if self.key_place is None else self.key_place.axis
+
+    @property
+    def partial(self) -> bool:
+        """Whether the call holds only some samples, frames, tracks or tokens of its site."""
+        return bool(self.at) or self.query_place is not None or self.key_place is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Readout:
     """Where the answer is read from: weights over one site's queries.
 
-    ``weights`` is float32 ``(sample or target, query)``, rows summing to 1. ``rule`` says in words what
-    was chosen: ``cls``, ``patch mean``, ``cls + patch mean``, ``pooling head``, ``object query``.
+    ``weights`` is float32 ``(sample or target, query)`` over the site's common query axis, rows summing to 1; or
+    ``(sample or target, *site.group, query)`` where the row differs from frame to frame (a track's row), zero
+    where there is none, all of it summing to 1 or, without any row, to 0. ``rule`` says in words what
+    was chosen: ``cls``, ``patch mean``, ``cls + patch mean``, ``pooling head``, ``object query``, ``track``.
     """
 
     weights: torch.Tensor
