@@ -151,3 +151,12 @@ def test_a_run_without_products_names_the_command_that_makes_them(tmp_path: Path
     for kind, verb in (("distributions", "foveate metrics"), ("methods", "foveate attribute")):
         with pytest.raises(UsageError, match=verb):
             plugin_manager().spec("renderer", kind).create().render(run, out=tmp_path / "x.png")
+
+
+def test_a_map_on_another_grid_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    run = make_run(tmp_path).run
+    other = xr.Dataset({"map": (("sample", "target", "y", "x"), np.ones((5, 1, 3, 7), np.float32))})
+    run.write_product("attributions/mine", other)
+    with pytest.raises(UsageError, match="3 x 7 cells, the run's grid has 2 x 2") as caught:
+        plugin_manager().spec("renderer", "methods").create().render(run, out=tmp_path / "x.png")
+    assert "external" in caught.value.remedy

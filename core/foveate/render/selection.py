@@ -125,6 +125,12 @@ def map_panel(run: Run, position: int, method: str, *, target: int = 0) -> tuple
     signed = bool({**dataset.attrs, **dataset["map"].attrs}.get("signed", False))
     title = method if bool(dataset.get("converged", True)) else f"{method} (not converged)"
     values = np.asarray(dataset["map"].values, np.float64)
+    if values.shape[-2:] != run.grid.shape:
+        raise UsageError(
+            f"{run.path}: attribution {method} has {values.shape[-2]} x {values.shape[-1]} cells, "
+            f"the run's grid has {run.grid.shape[0]} x {run.grid.shape[1]}",
+            remedy="bring maps of other tools in with foveate.attribution.external, which lays them on the grid",
+        )
     image, geometry = run.load_sample(position).pixels, run.geometry(position)
     panel = Panel.of_map(image, geometry, values, run.grid, title, signed=signed)
     explained = f"target {dataset['target_label'].item()}" if "target_label" in dataset else ""

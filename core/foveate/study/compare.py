@@ -91,6 +91,8 @@ def compare_runs(
     text, CSV, JSON and a side-by-side figure are written. Raises UsageError where no image is in both, or
     the maps are not there.
     """
+    for run in (a, b):
+        run.check_captured()
     matched = match(a, b)
     pair = load_pair((a, b), (matched.a, matched.b), method, layer=layer, sites=sites)
     result = compare(*pair, seed=seed)
