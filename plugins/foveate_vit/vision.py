@@ -2,13 +2,7 @@
 
 ViT, DeiT, DINOv2 (with and without registers) and DINOv3 differ in module names, prefix tokens and
 readout; all of that is a registry row. What is left is the model's own call and two kinds of target:
-``class`` for classifiers, and ``feature`` for encoders without a head.
-
-``feature`` asks what sets the image's embedding apart from that of a blank input: with the blank's
-embedding ``b`` and the frozen unit direction ``d = (e(x0) - b) / |e(x0) - b|`` the score is
-``<e(x) - b, d>``, 0 for the blank and ``|e(x0) - b|`` for the image. The obvious choices are traps: the
-cosine to one's own embedding is 1 with zero gradient at x0, and so, nearly, is the dot product, because
-embeddings leave a LayerNorm that fixes their length. Every gradient method would explain rounding errors.
+``class`` for classifiers, and ``feature`` (:mod:`foveate.pretrained.features`) for encoders without a head.
 """
 
 from __future__ import annotations
@@ -36,9 +30,9 @@ from foveate.interfaces import (
     Site,
     Step,
     Target,
-    TargetRow,
     TokenAxis,
 )
+from foveate.pretrained.features import bind_feature, score_feature
 from foveate_vit.architecture import Layout, family_sites, vision_tower
 from foveate_vit.choices import bind_choice, score_choice, top_predictions
 from foveate_vit.loading import Loaded, load_model
@@ -228,7 +222,7 @@ class VisionSource(AttentionSource):
     def score(self, outputs: Any, batch: Batch, bound: BoundTarget) -> Tensor:
         """Probability or logit of each row's class, or its projection (which has one scale only)."""
         if bound.rows and bound.rows[0].kind == "feature":
-            return self._score_feature(outputs, bound)
+            return score_feature(self.embedding(outputs), bound)
         return score_choice(outputs.logits, bound)
 
     def _kind(self, target: Target) -> str:
@@ -246,11 +240,8 @@ class VisionSource(AttentionSource):
         return "only classifiers have 'class'" if kind == "class" else f"use kind={self.targets[0]!r}"
 
     def _bind_feature(self, outputs: Any, batch: Batch) -> BoundTarget:
-        own = self.embedding(outputs).detach().float()
-        blank = self._blank_embedding(batch).expand_as(own)
-        direction = torch.nn.functional.normalize(own - blank, dim=-1)
-        rows = tuple(TargetRow(i, "feature", label="image against blank") for i in range(len(own)))
-        return BoundTarget(rows, "value", {"direction": direction, "blank": blank})
+        blank = self._blank_embedding(batch)
+        return bind_feature(self.embedding(outputs), blank, label="image against blank")
 
     def _blank_embedding(self, batch: Batch) -> Tensor:
         """Embedding of an input of zeros, which is the training set's mean colour, ``(1, channel)``."""
@@ -258,11 +249,6 @@ class VisionSource(AttentionSource):
             return torch.zeros(1, 1)
         blank = batch.replace(torch.zeros_like(batch.inputs[:1]), [0])
         return self.embedding(self.forward(blank)).detach().float()
-
-    def _score_feature(self, outputs: Any, bound: BoundTarget) -> Tensor:
-        chosen = self.embedding(outputs).float()[[row.sample for row in bound.rows]]
-        direction, blank = (bound.context[name].to(chosen) for name in ("direction", "blank"))
-        return ((chosen - blank) * direction).sum(-1)
 
     def _labels(self) -> list[str]:
         table = self._module.config.id2label
