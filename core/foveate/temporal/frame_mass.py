@@ -94,7 +94,7 @@ def lag_profile(mass: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]
 
 
 def horizon(mass: ArrayLike) -> NDArray[np.float64]:
-    """Effective horizon in frames ``(...)``: mean over query frames t of ``sum_u |u - t| F[t, u] / sum_u F[t, u]``.
+    """Effective horizon in frames ``(...)``: mean over query frames t of ``sum |u - t| F[t, u] / sum F[t, u]``.
 
     0 where every frame reads itself alone. NaN frames do not count.
     """

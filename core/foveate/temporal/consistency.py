@@ -1,0 +1,182 @@
+"""Does a map stay where it was from frame to frame, more than maps of other videos would?
+
+Consecutive maps resemble each other for reasons that say nothing of the video: a sink token in every frame (two
+independent maps that share one of mass .3 have Pearson's r = .97), and every positional habit of the model. So
+sinks are removed first (:mod:`foveate.metrics.artefacts`), rank and transport measures stand in place of Pearson's
+r, and what counts is the excess over the same pair of frames taken from *different* videos. A map that follows a
+moving object is punished by every fixed-place measure: :func:`displaced` moves it back along the motion first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foveate.errors import UsageError
+from foveate.stats.agreement import JS_DIVERGENCE, SPEARMAN, Measure, agreement
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+COARSE = 8
+"""Cells a side on which transport is computed: it solves a linear programme of their number squared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Consistency:
+    """One measure over videos: ``own`` and ``null`` are ``(video,)``, means over pairs of consecutive frames.
+
+    ``pairs`` ``(video, frame - 1)`` are the single values of ``own``. ``null`` compares frame t of a video with
+    frame t + 1 of others; NaN with one video. ``excess`` is positive where maps stay closer than that.
+    """
+
+    measure: str
+    pairs: NDArray[np.float64]
+    own: NDArray[np.float64]
+    null: NDArray[np.float64]
+    lower_is_closer: bool
+
+    @property
+    def excess(self) -> NDArray[np.float64]:
+        """How much closer than across videos, ``(video,)``."""
+        difference = self.own - self.null
+        return -difference if self.lower_is_closer else difference
+
+
+def consistency(maps: ArrayLike, measure: Measure, *, seed: int = 0) -> Consistency:
+    """Consecutive frames of ``maps (video, frame, cell)`` compared by ``measure``.
+
+    Cells that are NaN (removed sinks, what a crop hides) do not count; a frame that is NaN throughout (the track
+    is not there) leaves its pairs out. Raises UsageError where there are fewer than two frames.
+    """
+    values = np.asarray(maps, dtype=np.float64)
+    if values.ndim != 3 or values.shape[1] < 2:
+        raise UsageError(
+            f"consistency: expected maps (video, frame, cell) of at least two frames, got {values.shape}",
+            remedy="one frame has no next: give clips of two frames or more",
+        )
+    steps = [agreement(values[:, t], values[:, t + 1], measure, seed=seed + t) for t in range(values.shape[1] - 1)]
+    own = np.stack([step.own for step in steps], axis=1)
+    null = np.stack([step.null for step in steps], axis=1)
+    return Consistency(measure.name, own, _mean(own), _mean(null), measure.lower_is_closer)
+
+
+def transport(shape: tuple[int, int]) -> Measure:
+    """Earth mover's distance of maps on ``shape`` cells, in shares of the grid's diagonal.
+
+    Rubner, Tomasi and Guibas, IJCV 40, 2000: least work to turn one distribution into the other, with Euclidean
+    distance between cell centres. Grids finer than :data:`COARSE` cells a side are pooled first.
+    """
+    return Measure("emd", _transport_on(shape), lower_is_closer=True)
+
+
+def pearson(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Pearson's r over the cells that both know. Shown only to be compared: a shared sink alone gives .97."""
+    one, two = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    known = np.isfinite(one) & np.isfinite(two)
+    count = known.sum(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left = np.where(known, one - np.where(known, one, 0).sum(-1, keepdims=True) / count, 0.0)
+        right = np.where(known, two - np.where(known, two, 0).sum(-1, keepdims=True) / count, 0.0)
+        spread = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))
+        return np.asarray(np.where(spread > 0, (left * right).sum(-1) / spread, np.nan))
+
+
+def measures(shape: tuple[int, int]) -> tuple[Measure, ...]:
+    """The measures that are reported, Pearson's r last and as a warning."""
+    return JS_DIVERGENCE, SPEARMAN, transport(shape), Measure("pearson", pearson)
+
+
+def displaced(maps: ArrayLike, shift: ArrayLike, scale: ArrayLike | None = None) -> NDArray[np.float64]:
+    """Maps moved along a motion, so that what follows an object stays in place.
+
+    ``maps`` ``(..., frame, y, x)``; ``shift`` ``(..., frame, 2)`` is where the object's centre is in each frame
+    (y, x, in cells); ``scale`` ``(..., frame)`` its size. Every frame is sampled so that the object lies where it
+    lies, and as large as it is, in the first frame that knows it. Values are interpolated between cells and not
+    invented outside the picture (NaN); each frame is then scaled back to the mass that it had. Frames where the
+    centre is NaN (the object is not there) are NaN.
+    """
+    values, centre = np.asarray(maps, np.float64), np.asarray(shift, np.float64)
+    size = np.ones(centre.shape[:-1]) if scale is None else np.asarray(scale, np.float64)
+    if centre.shape != (*values.shape[:-2], 2) or size.shape != values.shape[:-2]:
+        raise UsageError(
+            f"displaced: maps {values.shape} need centres {(*values.shape[:-2], 2)} and sizes "
+            f"{values.shape[:-2]}, got {centre.shape} and {size.shape}"
+        )
+    moved = np.full(values.shape, np.nan)
+    for place in np.ndindex(values.shape[:-3]):
+        known = np.flatnonzero(np.isfinite(centre[place]).all(-1) & (size[place] > 0))
+        for t in known:
+            home, grow = centre[place][known[0]], size[place][t] / size[place][known[0]]
+            moved[place][t] = _sampled(values[place][t], centre[place][t], home, grow)
+    return moved
+
+
+def _sampled(
+    values: NDArray[np.float64], centre: NDArray[np.float64], home: NDArray[np.float64], grow: float
+) -> NDArray[np.float64]:
+    from scipy.ndimage import map_coordinates
+
+    rows, columns = values.shape
+    y, x = np.mgrid[0:rows, 0:columns].astype(np.float64)
+    places = np.stack([centre[0] + (y - home[0]) * grow, centre[1] + (x - home[1]) * grow])
+    known = np.isfinite(values)
+    limit = np.array([rows - 1, columns - 1], np.float64)[:, None, None]
+    inside = ((places >= -0.5) & (places <= limit + 0.5)).all(axis=0)
+    weight = map_coordinates(known.astype(np.float64), places, order=1, mode="nearest")
+    total = map_coordinates(np.where(known, values, 0.0), places, order=1, mode="nearest")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        moved = np.where(inside & (weight > 1e-9), total / weight, np.nan)
+    mass = np.nansum(moved)
+    return moved * (np.nansum(values) / mass) if mass > 0 else moved
+
+
+def _transport_on(shape: tuple[int, int]) -> Callable[[ArrayLike, ArrayLike], NDArray[np.float64]]:
+    def score(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+        one, two = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
+        if one.shape[-1] != shape[0] * shape[1]:
+            raise UsageError(f"emd: maps of {one.shape[-1]} cells are not {shape[0]} x {shape[1]}")
+        rows = zip(one.reshape(-1, one.shape[-1]), two.reshape(-1, two.shape[-1]), strict=True)
+        found = [_emd(p, q, shape) for p, q in rows]
+        return np.asarray(found, np.float64).reshape(one.shape[:-1])
+
+    return score
+
+
+def _emd(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, int]) -> float:
+    """Distance of two maps over the cells that both know; NaN where either has no mass or a negative one."""
+    from scipy.stats import wasserstein_distance_nd
+
+    known = np.isfinite(a) & np.isfinite(b)
+    p, centres = _pooled(np.where(known, a, 0.0), shape)
+    q, _ = _pooled(np.where(known, b, 0.0), shape)
+    if not (p.sum() > 0 and q.sum() > 0 and (p >= 0).all() and (q >= 0).all()):
+        return float("nan")
+    diagonal = float(np.hypot(*shape))
+    used_p, used_q = p > 0, q > 0
+    work = wasserstein_distance_nd(centres[used_p], centres[used_q], p[used_p], q[used_q])
+    return float(work) / diagonal
+
+
+def _pooled(
+    values: NDArray[np.float64], shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mass on at most COARSE x COARSE cells, ``(cell,)``, and their centres in cells of ``shape``, (cell, 2)."""
+    from foveate.geometry import CellGrid, regrid
+
+    rows, columns = shape
+    fine = CellGrid.regular(rows, columns, height=rows, width=columns)
+    coarse = CellGrid.regular(min(rows, COARSE), min(columns, COARSE), height=rows, width=columns)
+    mass = regrid(values.reshape(shape), fine, coarse, reduce="sum")
+    y, x = coarse.centres
+    return mass.ravel(), np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = np.isfinite(values)
+    count = known.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(count > 0, np.where(known, values, 0.0).sum(-1) / count, np.nan))
