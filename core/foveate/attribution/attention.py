@@ -1,4 +1,4 @@
-"""Attention's own maps: what the capture engine computes, laid on the model's cells.
+"""Attention's own maps: what the capture engine computes, laid on the model's cells (of clips, frame by frame).
 
 The mathematics (readout rows, rollout, relevance, attention gradients) is :mod:`foveate.capture`'s; here
 each becomes an :class:`~foveate.interfaces.Attribution`, so that it is scored by the same rules as every
@@ -8,24 +8,28 @@ other explanation. None of them is signed: attention says where, not which way.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from foveate.attribution.clips import frame_count
 from foveate.attribution.levels import tokens_on_cells
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
+from foveate.attribution.readout_rows import readout_rows
 from foveate.errors import UsageError
 from foveate.interfaces import Attribution, AttributionMap, CallKey, OpaqueStep, TokenAxis
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from foveate.capture.trace import Trace
     from foveate.geometry import CellGrid
-    from foveate.interfaces import AttentionSource, Batch, BoundTarget
+    from foveate.interfaces import AttentionSource, Batch, BoundTarget, CallLabels
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,17 @@ class AttentionMethod(Attribution):
 
         objective = Objective(source, batch, bound, rows=self.rows)
         cells, parts = source.cells(batch), []
+        frames = frame_count(objective.frames) or None
         opaque: tuple[str, ...] = ()
         for block in objective.blocks():
             traced = trace(source, block.batch, grad=self.needs_gradients)
             values, tokens = self.tokens(traced, block.bound)
-            parts.append(on_cells(values, tokens, cells))
+            parts.append(on_cells(values, tokens, cells, frames=frames, method=self.name))
             opaque = tuple(step.name for step in traced.flow if isinstance(step, OpaqueStep))
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         fixed = {"citation": self.citation, "scale": bound.scale, "seed": seed, "opaque_steps": opaque}
         info = {**options, **fixed, "forward_passes": 1, "backward_passes": int(self.needs_gradients)}
+        info |= {"frame_cells": objective.frames} if frames else {}
         return AttributionMap(self.name, np.concatenate(parts).astype(np.float32), cells, info=info)
 
     def cost(self, shape: tuple[int, ...]) -> Cost:
@@ -70,6 +76,7 @@ class AttentionMethod(Attribution):
 class ReadoutAttention(AttentionMethod):
     """The attention row that the answer is read from: CLS, a pooling query, or a weighted mean of queries.
 
+    Of a model that attends within frames, there is a row a frame: each sums to 1 within its own frame.
     ``layer`` counts as in a list over the layers of that site (-1 is the last) or is "mean"; ``head`` is a
     number or "mean". It depends on the target only where the source reads each target elsewhere.
     """
@@ -82,30 +89,32 @@ class ReadoutAttention(AttentionMethod):
     def tokens(self, trace: Trace, bound: BoundTarget) -> tuple[torch.Tensor, TokenAxis]:
         """Readout weights times attention, one layer or the mean of layers, heads likewise."""
         site, readout = next(iter(trace.readout(bound).items()))
-        calls = self._calls(trace, site)
-        layers = [self._row(trace, call, readout.weights) for call in calls]
-        return torch.stack(layers).mean(0), trace.labels(calls[-1]).key
+        layers = [self._row(trace, calls, readout.weights) for calls in self._calls(trace, site)]
+        return torch.stack([values for values, _ in layers]).mean(0), layers[-1][1]
 
-    def _row(self, trace: Trace, call: CallKey, weights: torch.Tensor) -> torch.Tensor:
-        """(target, key) of one call."""
-        record = trace.record(call)
-        _one_grid_a_sample(trace, call, self.name)
-        heads = record.weighted(weights.to(record.device, torch.float32))[:, :, 0]
+    def _row(
+        self, trace: Trace, calls: Sequence[CallKey], weights: torch.Tensor
+    ) -> tuple[torch.Tensor, TokenAxis]:
+        """(target, key) of one layer."""
+        heads, tokens = readout_rows(trace, calls, weights, method=self.name)
         if self.head == "mean":
-            return heads.mean(1)
+            return heads.mean(1), tokens
         if not -heads.shape[1] <= self.head < heads.shape[1]:
-            raise UsageError(f"readout: no head {self.head} among {heads.shape[1]} heads of {call.site}")
-        return heads[:, self.head]
+            raise UsageError(f"readout: no head {self.head} among {heads.shape[1]} heads of {calls[0].site}")
+        return heads[:, self.head], tokens
 
-    def _calls(self, trace: Trace, site: str) -> list[CallKey]:
-        """The last call of the wanted layers."""
-        last = {call.layer: call for call in trace.records if call.site == site}
-        calls = [last[layer] for layer in sorted(last)]
+    def _calls(self, trace: Trace, site: str) -> list[list[CallKey]]:
+        """All calls of each of the wanted layers."""
+        by_layer: dict[int, list[CallKey]] = {}
+        for call in trace.records:
+            if call.site == site:
+                by_layer.setdefault(call.layer, []).append(call)
+        layers = [by_layer[layer] for layer in sorted(by_layer)]
         if self.layer == "mean":
-            return calls
-        if not -len(calls) <= self.layer < len(calls):
-            raise UsageError(f"readout: no layer {self.layer} among {len(calls)} layers of {site}")
-        return [calls[self.layer]]
+            return layers
+        if not -len(layers) <= self.layer < len(layers):
+            raise UsageError(f"readout: no layer {self.layer} among {len(layers)} layers of {site}")
+        return [layers[self.layer]]
 
 
 @dataclass(frozen=True)
@@ -179,19 +188,41 @@ def bottom_tokens(trace: Trace) -> TokenAxis:
     """The tokens of the stream at the bottom of the flow. Raises UsageError where no attention reads it."""
     for step in trace.flow:
         if getattr(step, "key", None) == trace.stream:
-            return trace.labels(step.call).key  # type: ignore[union-attr]  # only AttentionStep has a key
+            return over_frames(trace.labels(step.call))  # type: ignore[union-attr]  # only AttentionStep has one
     raise UsageError(f"no attention step of {trace.source.card.id} reads its bottom stream {trace.stream!r}")
 
 
-def on_cells(values: torch.Tensor, tokens: TokenAxis, cells: CellGrid) -> NDArray[np.float64]:
-    """Token values ``(target, token)`` on the model's cells ``(target, y, x)``, by area where grids differ."""
-    return tokens_on_cells(values.detach().double().cpu().numpy(), tokens, cells)
+def on_cells(
+    values: torch.Tensor,
+    tokens: TokenAxis,
+    cells: CellGrid,
+    *,
+    frames: int | None = None,
+    method: str = "attention",
+) -> NDArray[np.float64]:
+    """Token values ``(target, token)`` on the model's cells ``(target, y, x)``, by area where grids differ.
 
-
-def _one_grid_a_sample(trace: Trace, call: CallKey, method: str) -> None:
-    leading = [name for name, _ in trace.labels(call).leading]
-    if leading != ["sample"]:
+    With ``frames`` frame cells (clips) ``(target, frame, y, x)``. Raises UsageError where the tokens are no grids.
+    """
+    array = values.detach().double().cpu().numpy()
+    if frames is None:
+        return tokens_on_cells(array, tokens, cells)
+    try:
+        return tokens_on_cells(array, tokens, cells, frames=frames)
+    except ValueError as error:
         raise UsageError(
-            f"{method}: {call.site} attends within {', '.join(leading)}; a row is not a map of the whole image",
-            remedy="use 'rollout', which follows the windows, or look at the captured site itself",
-        )
+            f"{method}: {error}",
+            remedy="these tokens lie on no picture: use 'rollout' or a gradient or perturbation method",
+        ) from error
+
+
+def over_frames(labels: CallLabels) -> TokenAxis:
+    """The keys of a call; where it attends within frames (a group axis ``frame``), those of all its frames.
+
+    Tokens then follow each other frame by frame, as a sweep's vectors do.
+    """
+    groups = [name for name, _ in labels.leading if name != "sample"]
+    if groups != ["frame"]:
+        return labels.key
+    key, frames = labels.key, range(dict(labels.leading)["frame"])
+    return TokenAxis.concat(*(replace(key, frame=np.full(len(key), frame, np.int32)) for frame in frames))

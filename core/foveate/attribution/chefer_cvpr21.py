@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foveate.attribution.attention import on_cells
+from foveate.attribution.clips import frame_count, frames_of
 from foveate.attribution.lrp.operations import SOFTMAXES
 from foveate.attribution.lrp.propagation import relevance_at
 from foveate.attribution.lrp.recording import Operation, Recording, recording
@@ -65,7 +66,7 @@ def _single(objective: Objective, row: int) -> tuple[Batch, BoundTarget]:
 
 
 def _map(source: AttentionSource, batch: Batch, bound: BoundTarget) -> NDArray[np.float64]:
-    """``(1, y, x)``."""
+    """``(1, [frame,] y, x)``."""
     with recording(source.module, batch.inputs) as recorded:
         outputs = source.forward(batch, grad=True)
         score = source.score(outputs, batch, bound)
@@ -74,7 +75,8 @@ def _map(source: AttentionSource, batch: Batch, bound: BoundTarget) -> NDArray[n
         layers = attention_operations(source, recorded, steps)
         weights = source.readout(batch, outputs, bound)[steps[0].site].weights
         row = swept(relevant_attention(recorded, score, layers), weights.to(score.device, torch.float64))
-        return on_cells(row, source.label(steps[0], batch, outputs).key, source.cells(batch))
+        tokens, frames = source.label(steps[0], batch, outputs).key, frame_count(frames_of(source, batch)) or None
+        return on_cells(row, tokens, source.cells(batch), frames=frames, method=CheferCVPR21.name)
 
 
 def relevant_attention(recorded: Recording, score: Tensor, layers: list[Operation]) -> list[Tensor]:

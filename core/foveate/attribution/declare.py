@@ -45,6 +45,10 @@ _REFERENCE = {
     "edge": ("Edge", "control: edge strength"),
     "saturation": ("Saturation", "control: colourfulness"),
 }
+_CLIPS = {
+    "motion": ("Motion", "control of clips: difference to the neighbouring frames"),
+    "one_frame": ("OneFrame", "control of clips: a single moment"),
+}
 _OBJECTS = {
     "drise": (
         "foveate.attribution.drise:DRise",
@@ -118,10 +122,10 @@ def _attention_specs() -> Iterable[AttributionSpec]:
 
 
 def _reference_specs() -> Iterable[AttributionSpec]:
-    for name, (target, summary) in _REFERENCE.items():
-        yield AttributionSpec(
-            name, f"foveate.attribution.reference:{target}", summary, capabilities=frozenset({"reference"})
-        )
+    for module, controls in (("reference", _REFERENCE), ("reference_clips", _CLIPS)):
+        for name, (target, summary) in controls.items():
+            place = f"foveate.attribution.{module}:{target}"
+            yield AttributionSpec(name, place, summary, capabilities=frozenset({"reference"}))
 
 
 def _object_specs() -> Iterable[AttributionSpec]:

@@ -8,6 +8,7 @@ Where no answer of its class touches the object, the similarity is 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from foveate.attribution.baselines import Baseline, make_baseline
+from foveate.attribution.clips import Frames
 from foveate.attribution.objective import Objective
 from foveate.attribution.objects import own_predictions
 from foveate.attribution.pixels import AGREEMENT, Cost, seed_agreement
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     from foveate.interfaces import AttentionSource, Batch, BoundTarget, Prediction
 
+MOMENTS = 4
+"""Random cells along the time of a clip: what shows in one frame alone is seldom missed."""
 PAPER_GRID = 16
 """Random cells a side of a mask in the paper, for images of some 800 pixels."""
 
@@ -43,6 +47,8 @@ class DRise(Attribution):
     ``masks`` are drawn for each image and seed (``repeats`` seeds, at least 2: their correlation says whether
     the map has converged) and serve all its objects. ``side`` is the number of random cells a side (None: 16 as
     in the paper, or the model's own cells where those are fewer), ``probability`` the chance that one is shown.
+    Masks of clips are random in time too, with :data:`MOMENTS` random cells along it (or as many as the model has
+    frame cells), and a track's likeness is the overlap of its masks over all frames.
     """
 
     name: ClassVar[str] = "drise"
@@ -71,17 +77,17 @@ class DRise(Attribution):
         if not any(_usable(one) for one in own):
             raise UsageError("drise: the explained targets are not objects with a box or a mask")
         grid = source.cells(batch)
-        maps = np.full((self.repeats, len(own), *grid.shape), np.nan)
+        maps = np.full((self.repeats, len(own), *objective.map_shape), np.nan)
         for rows in _by_image(objective, own):
             image = objective.take(rows[:1])
             targets = [one for one in (own[row] for row in rows) if one is not None]
             for repeat in range(self.repeats):
                 number = sample_seed(seed + repeat, image.batch.ids[0])
                 pixels = self._map(image, targets, torch.Generator().manual_seed(number))
-                maps[repeat, rows] = regrid(pixels, pixel_grid(*pixels.shape[1:]), grid)
+                maps[repeat, rows] = regrid(pixels, pixel_grid(*pixels.shape[-2:]), grid)
         agreed = seed_agreement(maps)
         ok = agreed >= AGREEMENT  # NaN (never found, or no box) is not agreement
-        info = {**self._record(objective, grid.shape), "seed": seed}
+        info = {**self._record(objective), "seed": seed}
         info |= {"per_row": {"seed_spearman": agreed}, "converged_rows": ok}
         return AttributionMap(self.name, maps[0].astype(np.float32), grid, converged=bool(ok.all()), info=info)
 
@@ -92,66 +98,71 @@ class DRise(Attribution):
     def _map(
         self, image: Objective, targets: Sequence[Prediction], generator: torch.Generator
     ) -> NDArray[np.float64]:
-        """Similarity-weighted mean of the masks, ``(target, y, x)``: eq. 2, with E[M] taken from the masks drawn.
+        """Similarity-weighted mean of the masks, ``(target, [frame cell,] y, x)``: eq. 2, E[M] of the masks drawn.
 
         Dividing by what the masks really showed keeps a map flat where nothing matters.
         """
-        base = make_baseline(self.baseline, image)
-        height, width = image.inputs.shape[-2:]
-        total = torch.zeros(len(targets), height, width, dtype=torch.float64)
-        shown = torch.zeros(height, width, dtype=torch.float64)
+        base, size = make_baseline(self.baseline, image), _size(image)
+        total = torch.zeros(len(targets), *size, dtype=torch.float64)
+        shown = torch.zeros(*size, dtype=torch.float64)
         for masks in self._draw(image, generator):
-            visible = masks.to(image.inputs)[:, None]
+            visible = _over_frames(masks, image.frames).to(image.inputs)
             answers = _answers(image, visible * image.inputs + (1 - visible) * base)
             weights = torch.as_tensor(similarities(targets, answers))
-            total += torch.einsum("mt,myx->tyx", weights, masks.double())
+            total += torch.einsum("mt,m...yx->t...yx", weights, masks.double())
             shown += masks.double().sum(0)
         return np.asarray((total / shown.clamp_min(1e-12)).numpy())
 
     def _draw(self, image: Objective, generator: torch.Generator) -> Iterator[torch.Tensor]:
         """Blocks of masks; draws do not depend on the blocks."""
-        size, cells = image.rows(grad=False), self._side(image.source.cells(image.batch).shape)
+        size, shape = image.rows(grad=False), _size(image)
+        cells = self._cells(image.map_shape)
         for start in range(0, self.masks, size):
             count = min(size, self.masks - start)
-            shape = image.inputs.shape[-2:]
             yield torch.stack([random_mask(cells, shape, self.probability, generator) for _ in range(count)])
 
-    def _side(self, cells: tuple[int, int]) -> tuple[int, int]:
+    def _cells(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Random cells along ``([frame cell,] y, x)`` for maps of that shape."""
+        moments = tuple(min(MOMENTS, frames) for frames in shape[:-2])
         if self.side is not None:
-            return self.side, self.side
-        return min(PAPER_GRID, cells[0]), min(PAPER_GRID, cells[1])
+            return *moments, self.side, self.side
+        return *moments, min(PAPER_GRID, shape[-2]), min(PAPER_GRID, shape[-1])
 
-    def _record(self, objective: Objective, cells: tuple[int, int]) -> dict[str, Any]:
-        cost = self.cost(cells)
+    def _record(self, objective: Objective) -> dict[str, Any]:
+        shape = objective.map_shape
+        cost = self.cost(shape)
         return {
             "citation": self.citation,
             "masks": self.masks,
             "repeats": self.repeats,
-            "mask_cells": self._side(cells),
+            "mask_cells": self._cells(shape),
             "probability": self.probability,
             "baseline": self.baseline,
             "scale": objective.bound.scale,
             "follows": "best match",
             "forward_passes": cost.forward,
             "backward_passes": 0,
-            "evaluations_per_patch": cost.forward / (cells[0] * cells[1]),
+            "evaluations_per_patch": cost.forward / math.prod(shape),
+            **({"frame_cells": objective.frames} if objective.frames else {}),
         }
 
 
 def random_mask(
-    cells: tuple[int, int], size: Sequence[int], probability: float, generator: torch.Generator
+    cells: Sequence[int], size: Sequence[int], probability: float, generator: torch.Generator
 ) -> torch.Tensor:
     """One mask in [0, 1], ``(y, x)``: random cells, enlarged bilinearly and shifted by a random part of a cell.
 
     RISE (Petsiuk, Das and Saenko, BMVC 2018, sec. 3.2): ``cells`` random bits are enlarged to one cell more than
-    the image a side, and a crop of the image's ``size`` is taken at random.
+    the image a side, and a crop of the image's ``size`` is taken at random. With three ``cells`` and sizes, also
+    along time: ``(frame, y, x)``, trilinear.
     """
     bits = (torch.rand(1, 1, *cells, generator=generator) < probability).float()
     step = [-(-side // count) for side, count in zip(size, cells, strict=True)]
     large = [(count + 1) * one for count, one in zip(cells, step, strict=True)]
-    soft = F.interpolate(bits, size=large, mode="bilinear", align_corners=False)[0, 0]
-    y, x = (int(torch.randint(0, one, (1,), generator=generator)) for one in step)
-    return soft[y : y + size[0], x : x + size[1]]
+    mode = "bilinear" if len(large) == 2 else "trilinear"
+    soft = F.interpolate(bits, size=large, mode=mode, align_corners=False)[0, 0]
+    starts = [int(torch.randint(0, one, (1,), generator=generator)) for one in step]
+    return soft[tuple(slice(start, start + side) for start, side in zip(starts, size, strict=True))]
 
 
 def similarities(targets: Sequence[Prediction], answers: Sequence[Sequence[Prediction]]) -> NDArray[np.float64]:
@@ -194,6 +205,16 @@ def _usable(one: Prediction | None) -> bool:
     if one is None:
         return False
     return one.mask is not None if one.box is None else bool(np.isfinite(one.box).all())
+
+
+def _size(image: Objective) -> tuple[int, ...]:
+    """Size of a mask over the input: ``([frame cell,] y, x)``."""
+    return (*image.map_shape[:-2], *image.inputs.shape[-2:])
+
+
+def _over_frames(masks: torch.Tensor, frames: Frames) -> torch.Tensor:
+    """Masks ``(mask, [frame cell,] y, x)`` over inputs: ``(mask, [frame,] 1, y, x)``."""
+    return (masks[:, list(frames)] if frames else masks).unsqueeze(-3)
 
 
 def _answers(image: Objective, inputs: torch.Tensor) -> list[list[Prediction]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from foveate.attribution.clips import Frames, frame_count, pool_frames
 from foveate.errors import UsageError
 from foveate.geometry import CellGrid, regrid
 from foveate.interfaces import AttributionMap
@@ -28,7 +29,10 @@ Space = Literal["input", "original"]
 
 @dataclass(frozen=True)
 class ExternalMaps:
-    """One heatmap a sample, by sample id, each ``(y, x)`` of any size over ``space``."""
+    """One heatmap a sample, by sample id, each ``(y, x)`` of any size over ``space``.
+
+    Of clips ``(frame, y, x)``: one plane for each frame that the model reads, or for each of its frame cells.
+    """
 
     name: str
     maps: Mapping[str, NDArray[Any]]
@@ -36,10 +40,18 @@ class ExternalMaps:
     signed: bool | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
-    def on_cells(self, ids: Sequence[str], geometry: Sequence[Geometry], cells: CellGrid) -> AttributionMap:
+    def on_cells(
+        self,
+        ids: Sequence[str],
+        geometry: Sequence[Geometry],
+        cells: CellGrid,
+        frames: Sequence[Frames] | None = None,
+    ) -> AttributionMap:
         """The maps of some samples on the model's cells, ``(sample, y, x)``; samples without a map are NaN.
 
-        Raises UsageError where none of them has a map, or one has a wrong shape or holds nothing finite.
+        ``frames`` are the frame cells of each sample's input frames, where samples are clips: ``(sample, frame,
+        y, x)``, NaN after the last of a shorter clip. Raises UsageError where none of the samples has a map, or
+        one has a wrong shape or holds nothing finite.
         """
         if not set(ids) & set(self.maps):
             raise UsageError(
@@ -47,17 +59,37 @@ class ExternalMaps:
                 f"it has {list(self.maps)[:3]} ...)",
                 remedy="name the arrays of the .npz by the run's sample ids",
             )
-        blank = np.full(cells.shape, np.nan)
-        rows = [
-            to_cells(self.maps[i], g, cells, space=self.space, name=f"{self.name}[{i}]")
-            if i in self.maps
-            else blank
-            for i, g in zip(ids, geometry, strict=True)
-        ]
-        values = np.stack(rows).astype(np.float32)
+        room = () if frames is None else (max(map(frame_count, frames), default=0),)
+        values = np.full((len(ids), *room, *cells.shape), np.nan, np.float32)
+        for row, (i, placed) in enumerate(zip(ids, geometry, strict=True)):
+            if i not in self.maps:
+                continue
+            name = f"{self.name}[{i}]"
+            if frames is None:
+                values[row] = to_cells(self.maps[i], placed, cells, space=self.space, name=name)
+            else:
+                planes = _planes(self.maps[i], frames[row], name)
+                laid = [to_cells(p, placed, cells, space=self.space, name=name) for p in planes]
+                joined = np.stack(laid)
+                count = frame_count(frames[row])
+                values[row, :count] = (
+                    joined if len(joined) == count else pool_frames(joined, frames[row], reduce="mean")
+                )
         signed = bool((values < 0).any()) if self.signed is None else self.signed
         info = {"citation": "external", "space": self.space, "regridding": "area mean", **self.info}
         return AttributionMap(self.name, values, cells, signed=signed, info=info)
+
+
+def _planes(values: NDArray[Any], frames: Frames, name: str) -> NDArray[Any]:
+    """The map of a clip, checked: one plane ``(y, x)`` an input frame or a frame cell."""
+    array = np.asarray(values)
+    if array.ndim != 3 or len(array) not in (len(frames), frame_count(frames)):
+        raise UsageError(
+            f"{name}: expected (frame, y, x) with {len(frames)} frames, or {frame_count(frames)} frame cells, "
+            f"that the model reads; got shape {array.shape}",
+            remedy="one plane for each frame that the model reads (frame_index in the run says which)",
+        )
+    return array
 
 
 def to_cells(
@@ -92,8 +124,8 @@ def to_cells(
 def load_external(path: Path | str, *, name: str, ids: Sequence[str], space: Space | None = None) -> ExternalMaps:
     """Read maps from ``.npz`` (one array a sample, named by its id; or ``maps`` and ``ids``) or ``.npy``.
 
-    A ``.npy`` holds ``(sample, y, x)`` in the order of ``ids``. An ``.npz`` may state ``space`` and
-    ``signed``. Nothing is unpickled. Raises UsageError where the file is not of this form.
+    A ``.npy`` holds ``(sample, y, x)`` (clips: ``(sample, frame, y, x)``) in the order of ``ids``. An
+    ``.npz`` may state ``space`` and ``signed``. Nothing is unpickled. Raises UsageError where the file is not of this form.
     """
     path = Path(path)
     try:
@@ -120,7 +152,7 @@ def _by_name(arrays: dict[str, NDArray[Any]], ids: Sequence[str], path: Path) ->
 
 
 def _by_order(maps: NDArray[Any], ids: Sequence[str], path: Path) -> Mapping[str, NDArray[Any]]:
-    if maps.ndim != 3 or len(maps) != len(ids):
+    if maps.ndim not in (3, 4) or len(maps) != len(ids):
         raise UsageError(
             f"{path}: expected maps (sample, y, x) for {len(ids)} samples, got shape {maps.shape}",
             remedy="one map for each sample in the run's order, or an .npz with arrays named by sample id",

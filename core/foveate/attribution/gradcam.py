@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from foveate.attribution.clips import frame_count
 from foveate.attribution.levels import patches_by_level, tokens_on_cells
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
@@ -64,7 +65,8 @@ class TokenGradients(Attribution):
         cells, parts, call = source.cells(batch), [], None
         for block in objective.blocks():
             activations, gradients, tokens, call = tokens_and_gradients(block)
-            parts.append(lay(self.weigh(activations, gradients, tokens), tokens, cells, relu=self.relu))
+            weighed = self.weigh(activations, gradients, tokens)
+            parts.append(lay(weighed, tokens, cells, relu=self.relu, frames=frame_count(block.frames) or None))
         grid = parts[0][1]
         info = {
             "citation": self.citation,
@@ -74,6 +76,7 @@ class TokenGradients(Attribution):
             "activations": f"tokens entering {call.site}, layer {call.layer}" if call else "",
             "forward_passes": 1,
             "backward_passes": 1,
+            **({"frame_cells": objective.frames} if objective.frames else {}),
         }
         values = np.concatenate([part for part, _ in parts])
         return AttributionMap(self.name, values, grid, signed=not self.relu, info=info)
@@ -87,7 +90,8 @@ class TokenGradients(Attribution):
 class GradCam(TokenGradients):
     """ReLU of the channel-weighted sum of activations; weights are the gradient's mean over the patches.
 
-    The levels of a pyramid are feature maps of their own: each has its own weights.
+    The levels of a pyramid are feature maps of their own: each has its own weights. All frames of a clip share
+    them, as in a network of three-dimensional convolutions.
     """
 
     name: ClassVar[str] = "gradcam"
@@ -104,15 +108,29 @@ class GradCam(TokenGradients):
 
 
 def lay(
-    values: torch.Tensor, tokens: TokenAxis, cells: CellGrid, *, relu: bool
+    values: torch.Tensor, tokens: TokenAxis, cells: CellGrid, *, relu: bool, frames: int | None = None
 ) -> tuple[NDArray[np.float32], CellGrid]:
-    """Signed numbers a token as a map: one grid stays as it is, the levels of a pyramid add up on ``cells``."""
+    """Signed numbers a token as a map: one grid stays as it is, the levels of a pyramid add up on ``cells``.
+
+    Of a clip with ``frames`` frame cells, the tokens of each lie on ``cells``: ``(target, frame, y, x)``.
+    """
     array = values.detach().double().cpu().numpy()
-    if len(patches_by_level(tokens)) > 1:
-        laid = tokens_on_cells(array, tokens, cells)
+    if frames is not None or len(patches_by_level(tokens)) > 1:
+        laid = _on_cells(array, tokens, cells, frames)
         return (np.maximum(laid, 0.0) if relu else laid).astype(np.float32), cells
     laid, grid = tokens_to_cells(array, tokens)
     return (np.maximum(laid, 0.0) if relu else laid).astype(np.float32), grid
+
+
+def _on_cells(
+    array: NDArray[np.float64], tokens: TokenAxis, cells: CellGrid, frames: int | None
+) -> NDArray[np.float64]:
+    try:
+        return tokens_on_cells(array, tokens, cells, frames=frames)
+    except ValueError as error:
+        raise UsageError(
+            f"gradcam: {error}", remedy="use a gradient or perturbation method for this model"
+        ) from error
 
 
 def tokens_and_gradients(block: Objective) -> tuple[torch.Tensor, torch.Tensor, TokenAxis, CallKey]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate.attribution.attention import on_cells
+from foveate.attribution.clips import frame_count, frames_of
 from foveate.attribution.early_exit import answering_from, blocks_of
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
@@ -56,7 +57,7 @@ class LeGradLayers(Attribution):
         return Cost(12, 12)
 
     def _block(self, source: AttentionSource, batch: Batch, bound: BoundTarget) -> tuple[NDArray[np.float64], int]:
-        """Maps ``(target, y, x)`` of a batch with one sample a target row, and the number of layers."""
+        """Maps ``(target, [frame,] y, x)`` of a batch with one sample a target row, and the number of layers."""
         from foveate.capture.gradient_maps import legrad
         from foveate.capture.trace import trace
 
@@ -72,7 +73,8 @@ class LeGradLayers(Attribution):
                 early = trace(source, batch, grad=True)
             layers.append(_layer(early, bound, step, steps[number + 1 :]))
         mean = torch.stack(layers).mean(0)
-        return on_cells(mean, tokens, source.cells(batch)), len(steps)
+        frames = frame_count(frames_of(source, batch)) or None
+        return on_cells(mean, tokens, source.cells(batch), frames=frames, method=self.name), len(steps)
 
 
 def _layer(early: Trace, bound: BoundTarget, step: CallKey, later: Sequence[CallKey]) -> Tensor:

@@ -26,13 +26,37 @@ def patches_by_level(tokens: TokenAxis) -> list[NDArray[np.intp]]:
     return [patches[levels == level] for level in np.unique(levels)]
 
 
-def tokens_on_cells(values: ArrayLike, tokens: TokenAxis, cells: CellGrid) -> NDArray[np.float64]:
+def patches_by_frame(tokens: TokenAxis, frames: int) -> list[NDArray[np.intp]]:
+    """Positions of the patch tokens of each of ``frames`` frame cells.
+
+    Raises ValueError where a patch belongs to none of them, or one of them has no patches.
+    """
+    patches = tokens.where("patch")
+    of = tokens.frame[patches]
+    if patches.size == 0 or sorted(set(of.tolist())) != list(range(frames)):
+        raise ValueError(
+            f"tokens of a clip: expected patches in each of {frames} frame cells (TokenAxis.frame from 0), "
+            f"got {patches.size} patches in frames {sorted(set(of.tolist()))}"
+        )
+    return [patches[of == frame] for frame in range(frames)]
+
+
+def tokens_on_cells(
+    values: ArrayLike, tokens: TokenAxis, cells: CellGrid, *, frames: int | None = None
+) -> NDArray[np.float64]:
     """Values over tokens ``(..., token)`` on ``cells``, ``(..., row, column)``; others do not count.
 
     One grid that is not ``cells`` is moved as a density (area-weighted mean), the levels of a pyramid as masses
-    that add up. Raises ValueError where the patches of a level are not one grid (frames, windows).
+    that add up. Of a clip with ``frames`` frame cells, tokens go to their own (``tokens.frame``):
+    ``(..., frame, row, column)``. Raises ValueError where the patches of a level are not one grid (windows;
+    several frames without ``frames``; a frame without patches).
     """
     array = np.asarray(values, dtype=np.float64)
+    if frames is not None:
+        planes = []
+        for members in patches_by_frame(tokens, frames):
+            planes.append(tokens_on_cells(array[..., members], tokens.take(members.tolist()), cells))
+        return np.stack(planes, axis=-3)
     levels = patches_by_level(tokens)
     if len(levels) < 2:
         laid, grid = tokens_to_cells(array, tokens)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foveate.attribution.clips import Frames, frames_of, map_shape
 from foveate.errors import PluginError, UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +59,16 @@ class Objective:
     def index(self) -> torch.Tensor:
         """Target row numbers, int64 ``(target,)``, on the inputs' device."""
         return torch.arange(len(self), device=self.inputs.device)
+
+    @property
+    def frames(self) -> Frames:
+        """The frame cell of each input frame of a clip; empty for images."""
+        return frames_of(self.source, self.batch)
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """Shape of one target's map: ``([frame cell,] row, column)``."""
+        return map_shape(self.source, self.batch)
 
     def __len__(self) -> int:
         return len(self.bound)

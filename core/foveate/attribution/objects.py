@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
+from foveate.attribution.clips import Frames, frames_of, map_shape
 from foveate.attribution.objective import Objective
 from foveate.attribution.padding import covered
 from foveate.attribution.pixels import Cost
-from foveate.attribution.reference import mask_share
+from foveate.attribution.reference import clip_share, mask_share
 from foveate.errors import UsageError
 from foveate.geometry import CellGrid
 from foveate.interfaces import Attribution, AttributionMap
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from foveate.interfaces import AttentionSource, Batch, BoundTarget, Prediction, TargetRow
 
 Box = tuple[float, float, float, float]
-Filler = Callable[["Geometry", CellGrid], "NDArray[np.float64]"]
+Filler = Callable[["Geometry", CellGrid, Frames], "NDArray[np.float64]"]
 
 
 def own_predictions(source: AttentionSource, batch: Batch, bound: BoundTarget) -> list[Prediction | None]:
@@ -84,7 +85,10 @@ class OwnBox(Attribution):
 
 @dataclass(frozen=True)
 class OwnMask(Attribution):
-    """The object's predicted mask, filled evenly: the share of each cell under it; else as :class:`OwnBox`."""
+    """The object's predicted mask, filled evenly: the share of each cell under it; else as :class:`OwnBox`.
+
+    Of a track, its mask in every frame.
+    """
 
     name: ClassVar[str] = "own_mask"
     citation: ClassVar[str] = "control: the model's own mask"
@@ -103,8 +107,16 @@ class OwnMask(Attribution):
         return Cost(1)
 
 
-def own_share(one: Prediction | None, geometry: Geometry, grid: CellGrid) -> NDArray[np.float64]:
-    """Share of each input cell under an object's box, or under its mask where it has none; NaN without both."""
+def own_share(
+    one: Prediction | None, geometry: Geometry, grid: CellGrid, frames: Frames = ()
+) -> NDArray[np.float64]:
+    """Share of each input cell under an object's box, or under its mask where it has none; NaN without both.
+
+    ``frames`` are a clip's frame cells: a track has a mask ``(frame, y, x)``, its share ``(frame cell, y, x)``.
+    """
+    if frames:
+        fill = None if one is None else _mask_filler(one.mask)
+        return np.full((max(frames) + 1, *grid.shape), np.nan) if fill is None else fill(geometry, grid, frames)
     if one is not None and one.box is not None:
         return box_share(one.box, geometry, grid)
     if one is not None and one.mask is not None:
@@ -130,11 +142,24 @@ def box_share(box: Box, geometry: Geometry, grid: CellGrid) -> NDArray[np.float6
 
 
 def _box_filler(box: Box | None) -> Filler | None:
-    return None if box is None else lambda geometry, grid: box_share(box, geometry, grid)
+    if box is None:
+        return None
+
+    def fill(geometry: Geometry, grid: CellGrid, frames: Frames) -> NDArray[np.float64]:
+        share = box_share(box, geometry, grid)
+        return np.broadcast_to(share, (max(frames) + 1, *grid.shape)) if frames else share
+
+    return fill
 
 
 def _mask_filler(mask: NDArray[np.bool_] | None) -> Filler | None:
-    return None if mask is None else lambda geometry, grid: mask_share(mask, geometry, grid)
+    if mask is None:
+        return None
+
+    def fill(geometry: Geometry, grid: CellGrid, frames: Frames) -> NDArray[np.float64]:
+        return clip_share(mask, geometry, grid, frames) if frames else mask_share(mask, geometry, grid)
+
+    return fill
 
 
 def _filled(
@@ -144,9 +169,10 @@ def _filled(
     bound: BoundTarget,
     fillers: Sequence[Filler | None],
 ) -> AttributionMap:
-    grid = source.cells(batch)
+    grid, frames, shape = source.cells(batch), frames_of(source, batch), map_shape(source, batch)
     maps = [
-        np.full(grid.shape, np.nan) if fill is None else fill(batch.geometry[row.sample], grid)
+        np.full(shape, np.nan) if fill is None else fill(batch.geometry[row.sample], grid, frames)
         for fill, row in zip(fillers, bound.rows, strict=True)
     ]
-    return AttributionMap(method.name, np.stack(maps).astype(np.float32), grid, info={"citation": method.citation})
+    info = {"citation": method.citation, **({"frame_cells": frames} if frames else {})}
+    return AttributionMap(method.name, np.stack(maps).astype(np.float32), grid, info=info)

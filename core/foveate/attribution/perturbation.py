@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from captum.attr import Lime as CaptumLime
 from captum.attr import Occlusion as CaptumOcclusion
 
 from foveate.attribution.baselines import Baseline, make_baseline
+from foveate.attribution.clips import members_of
 from foveate.attribution.pixels import Cost, PixelMethod, Pixels, in_blocks, repeated
 from foveate.attribution.pooling import feature_mask
 from foveate.errors import MissingDependencyError, UsageError
@@ -55,7 +57,7 @@ class FeatureAblation(CellMethod):
 
     def _explain(self, block: Objective) -> tuple[torch.Tensor]:
         forward, arguments = block.captum()
-        mask = feature_mask(block.inputs, block.source.cells(block.batch))
+        mask = feature_mask(block.inputs, block.source.cells(block.batch), block.frames)
         values = CaptumFeatureAblation(forward).attribute(
             **arguments,
             baselines=make_baseline(self.baseline, block),
@@ -71,7 +73,8 @@ class Occlusion(CellMethod):
 
     ``window`` and ``stride`` are in patches; the default window of 2 x 2 sees evidence that spans patches
     and differs from ``ablation``, which is a window of one. Captum's Occlusion slides windows of one size in
-    pixels; where patches are not equal (a detector's border cells), windows of whole patches slide here.
+    pixels; where patches are not equal (a detector's border cells), windows of whole patches slide here. Of a
+    clip, a window covers one frame cell (all frames of a tubelet).
     """
 
     name: ClassVar[str] = "occlusion"
@@ -99,8 +102,8 @@ class Occlusion(CellMethod):
 
     def _by_captum(self, block: Objective, height: int, width: int) -> torch.Tensor:
         forward, arguments = block.captum()
-        whole = block.inputs.shape[1:-2]  # every channel; of a clip, one frame at a time
-        leading = (1,) * (len(whole) - 1) + whole[-1:]
+        channels = block.inputs.shape[-3]  # every channel; of a clip, one frame cell at a time
+        leading = (len(members_of(block.frames)[0]), channels) if block.frames else (channels,)
         values: torch.Tensor = CaptumOcclusion(forward).attribute(
             **arguments,
             baselines=make_baseline(self.baseline, block),
@@ -112,11 +115,9 @@ class Occlusion(CellMethod):
 
     @torch.no_grad()
     def _by_patches(self, block: Objective) -> torch.Tensor:
-        """The same mean over windows, each a mask of patches, ``(target, channel, y, x)``."""
-        if block.inputs.dim() != 4:
-            raise UsageError("occlusion: the patches of a clip are not equal squares", remedy="use 'ablation'")
-        regions = feature_mask(block.inputs, block.source.cells(block.batch))[0]
-        windows = self._windows(block.source.cells(block.batch).shape).to(regions.device)
+        """The same mean over windows, each a mask of patches, ``(target, [frame,] channel, y, x)``."""
+        regions = feature_mask(block.inputs, block.source.cells(block.batch), block.frames)[0]
+        windows = self._windows(block.map_shape).to(regions.device)
         baseline, whole = make_baseline(self.baseline, block), block(block.inputs)
         total = torch.zeros(len(block), windows.shape[1], device=regions.device)
         for window in windows:
@@ -124,14 +125,13 @@ class Occlusion(CellMethod):
             total += (whole - block(hidden))[:, None] * window
         return (total / windows.sum(0).clamp_min(1))[:, regions]
 
-    def _windows(self, shape: tuple[int, int]) -> torch.Tensor:
-        """Patches under every window, bool ``(window, patch)``."""
+    def _windows(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Cells under every window, bool ``(window, cell)``; ``shape`` is ``([frame cell,] row, column)``."""
         masks = []
-        for row in self._starts(shape[0]):
-            for column in self._starts(shape[1]):
-                mask = torch.zeros(shape, dtype=torch.bool)
-                mask[row : row + self.window, column : column + self.window] = True
-                masks.append(mask.flatten())
+        for frame, row, column in product(range(math.prod(shape[:-2])), *map(self._starts, shape[-2:])):
+            mask = torch.zeros(math.prod(shape[:-2]), *shape[-2:], dtype=torch.bool)
+            mask[frame, row : row + self.window, column : column + self.window] = True
+            masks.append(mask.flatten())
         return torch.stack(masks)
 
 
@@ -167,7 +167,7 @@ class SampledMethod(CellMethod):
 
     def _draw(self, row: Objective) -> torch.Tensor:
         forward, arguments = row.captum()
-        mask = feature_mask(row.inputs, row.source.cells(row.batch))
+        mask = feature_mask(row.inputs, row.source.cells(row.batch), row.frames)
         values: torch.Tensor = self._surrogate(forward).attribute(
             **arguments,
             baselines=make_baseline(self.baseline, row),
@@ -216,8 +216,10 @@ def per_eval(block: Objective) -> int:
 
 
 def patch_size(block: Objective) -> tuple[int, int] | None:
-    """Height and width of the patches in whole pixels, None where they differ or cut pixels."""
+    """Height and width of the patches in whole pixels, None where they, or a clip's frame cells, differ."""
     grid = block.source.cells(block.batch)
+    if len({len(members) for members in members_of(block.frames)}) > 1:
+        return None
     sides = []
     for edges in (grid.y, grid.x):
         steps = np.diff(edges)

@@ -25,7 +25,6 @@ from foveate.interfaces import Attribution, AttributionMap
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foveate.geometry import CellGrid
     from foveate.interfaces import AttentionSource, Batch, BoundTarget
 
 AGREEMENT = 0.8
@@ -74,7 +73,7 @@ class PixelMethod(Attribution):
 
     @abstractmethod
     def cost(self, shape: tuple[int, ...]) -> Cost:
-        """Evaluations for one target row whose map has ``shape`` ``([frame,] row, column)``."""
+        """Evaluations for one target row whose map has ``shape`` ``([frame cell,] row, column)``."""
 
     def attribute(
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
@@ -86,7 +85,8 @@ class PixelMethod(Attribution):
     def pooled(self, pixels: Pixels, objective: Objective, *, seed: int = 0) -> AttributionMap:
         """The map of pixel numbers that were computed before (by this method or its twin of other pooling)."""
         grid = objective.source.cells(objective.batch)
-        maps = pool_pixels(pixels.values, grid, pooling=self.pooling, reduce=self.reduce)
+        frames = objective.frames
+        maps = pool_pixels(pixels.values, grid, pooling=self.pooling, reduce=self.reduce, frames=frames)
         rows, ok = dict(pixels.rows), np.ones(maps.shape[1], bool)
         if pixels.converged is not None:
             ok &= pixels.converged
@@ -99,12 +99,12 @@ class PixelMethod(Attribution):
             grid=grid,
             signed=self.pooling == "signed",
             converged=bool(ok.all()),
-            info={**self.record(grid, objective), "seed": seed, "per_row": rows, "converged_rows": ok},
+            info={**self.record(objective), "seed": seed, "per_row": rows, "converged_rows": ok},
         )
 
-    def record(self, grid: CellGrid, objective: Objective) -> dict[str, Any]:
+    def record(self, objective: Objective) -> dict[str, Any]:
         """What fixes the result, for the map's ``info``: every option, the scale and the price."""
-        shape = (*objective.inputs.shape[1:-3], *grid.shape)
+        shape, frames = objective.map_shape, objective.frames
         cost = self.cost(shape)
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
@@ -116,6 +116,7 @@ class PixelMethod(Attribution):
             "forward_passes": cost.forward,
             "backward_passes": cost.backward,
             "evaluations_per_patch": cost.forward / math.prod(shape),
+            **({"frame_cells": frames} if frames else {}),
         }
 
 

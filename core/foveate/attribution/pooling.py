@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from foveate.attribution.clips import Frames, pool_frames
 from foveate.errors import UsageError
 from foveate.geometry import CellGrid, regrid
 
@@ -21,20 +22,26 @@ Pooling = Literal["signed", "abs"]
 
 
 def pool_pixels(
-    values: torch.Tensor, grid: CellGrid, *, pooling: Pooling, reduce: Literal["sum", "mean"]
+    values: torch.Tensor,
+    grid: CellGrid,
+    *,
+    pooling: Pooling,
+    reduce: Literal["sum", "mean"],
+    frames: Frames = (),
 ) -> NDArray[np.float64]:
-    """``(..., channel, y, x)`` over input pixels to ``(..., row, column)`` over cells.
+    """``(..., [frame,] channel, y, x)`` over input pixels to ``(..., [frame cell,] row, column)`` over cells.
 
     ``abs`` takes the absolute value of every channel of every pixel before anything is added. ``sum``
     adds channels and pixels of a cell (keeps completeness: cells add up to what pixels added up to);
-    ``mean`` averages them (for methods that give all pixels of a cell the same number).
+    ``mean`` averages them (for methods that give all pixels of a cell the same number). Frames of a clip are
+    pooled in the same way over ``frames``, their frame cells; without, each stays by itself.
     """
     if pooling not in ("signed", "abs"):
         raise UsageError(f"pooling: expected 'signed' or 'abs', got {pooling!r}")
     array = values.detach().double().cpu().numpy()
     array = np.abs(array) if pooling == "abs" else array
     plane = array.sum(-3) if reduce == "sum" else array.mean(-3)
-    return regrid(plane, pixel_grid(*plane.shape[-2:]), grid, reduce=reduce)
+    return pool_frames(regrid(plane, pixel_grid(*plane.shape[-2:]), grid, reduce=reduce), frames, reduce=reduce)
 
 
 def pixel_grid(height: int, width: int) -> CellGrid:
@@ -56,15 +63,15 @@ def cell_numbers(grid: CellGrid, height: int, width: int) -> NDArray[np.int64]:
     return np.asarray(row[:, None] * columns + column[None, :], dtype=np.int64)
 
 
-def feature_mask(inputs: torch.Tensor, grid: CellGrid) -> torch.Tensor:
+def feature_mask(inputs: torch.Tensor, grid: CellGrid, frames: Frames = ()) -> torch.Tensor:
     """Captum's mask: the cell number of every input element, int64 ``(1, [frame,] channel, y, x)``.
 
-    Frames of a clip have cells of their own, numbered frame after frame.
+    Cells of a clip are numbered frame cell after frame cell; without ``frames`` every frame is one.
     """
     height, width = inputs.shape[-2:]
     numbers = torch.as_tensor(cell_numbers(grid, height, width), device=inputs.device)
     mask = numbers.expand(inputs.shape[-3], height, width)
     if inputs.dim() == 5:
-        frame = torch.arange(inputs.shape[1], device=inputs.device)[:, None, None, None]
-        mask = mask + frame * int(numbers.max() + 1)
+        frame = torch.as_tensor(frames or range(inputs.shape[1]), device=inputs.device)[:, None, None, None]
+        mask = mask + frame * grid.areas.size
     return mask[None].contiguous()

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.ndimage import correlate1d
 
 from foveate.attribution.appearance import seen_rgb
+from foveate.attribution.clips import Frames, frame_index, frames_of, map_shape, pool_frames
 from foveate.attribution.pooling import pixel_grid
 from foveate.attribution.seeding import sample_seed
 from foveate.errors import UsageError
@@ -44,7 +45,7 @@ class Uniform(Attribution):
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
     ) -> AttributionMap:
         """Ones."""
-        return _lay(self, np.ones(_shape(source, batch)), source, batch, bound)
+        return lay(self, np.ones(shape_of(source, batch)), source, batch, bound)
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Random(Attribution):
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
     ) -> AttributionMap:
         """One draw; :func:`random_maps` gives the many that a comparison needs."""
-        shape = _shape(source, batch)[1:]
+        shape = shape_of(source, batch)[1:]
         draws = [np.random.default_rng(sample_seed(seed, sample)).random(shape) for sample in batch.ids]
-        return _lay(self, np.stack(draws), source, batch, bound, seed=seed)
+        return lay(self, np.stack(draws), source, batch, bound, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Centre(Attribution):
             raise UsageError(f"centre: sigma must be positive, got {self.sigma}")
         axes = zip(source.cells(batch).centres, batch.inputs.shape[-2:], strict=True)
         y, x = (np.exp(-(((centres / side - 0.5) / self.sigma) ** 2) / 2) for centres, side in axes)
-        values = np.broadcast_to(np.outer(y, x), _shape(source, batch))
-        return _lay(self, values, source, batch, bound, sigma=self.sigma)
+        values = np.broadcast_to(np.outer(y, x), shape_of(source, batch))
+        return lay(self, values, source, batch, bound, sigma=self.sigma)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Edge(Attribution):
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
     ) -> AttributionMap:
         """Mean magnitude a cell."""
-        return _lay(self, _pooled(edge_strength(seen_rgb(source, batch)), source, batch), source, batch, bound)
+        return lay(self, pooled(edge_strength(seen_rgb(source, batch)), source, batch), source, batch, bound)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Saturation(Attribution):
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
     ) -> AttributionMap:
         """Mean chroma a cell."""
-        return _lay(self, _pooled(np.ptp(seen_rgb(source, batch), axis=-3), source, batch), source, batch, bound)
+        return lay(self, pooled(np.ptp(seen_rgb(source, batch), axis=-3), source, batch), source, batch, bound)
 
 
 class Untrained(Attribution):
@@ -130,7 +131,8 @@ class Untrained(Attribution):
         self, source: AttentionSource, batch: Batch, bound: BoundTarget, *, seed: int = 0
     ) -> AttributionMap:
         """The twin's map, for the source's target. Raises UsageError where the two have other cells."""
-        if self.twin.cells(batch) != source.cells(batch):
+        same_frames = frames_of(self.twin, batch) == frames_of(source, batch)
+        if self.twin.cells(batch) != source.cells(batch) or not same_frames:
             raise UsageError(
                 f"untrained: {self.twin.card.id} has other cells than {source.card.id}",
                 remedy="open the same architecture with weights='random'",
@@ -145,8 +147,9 @@ class Untrained(Attribution):
 class Oracle(Attribution):
     """The truth, where it is known: the share of each cell that the mask covers.
 
-    ``masks`` holds one boolean ``(y, x)`` in original pixels per sample of the batch, or None (its map is
-    NaN). Not a method: the row that says how well an explanation could possibly score.
+    ``masks`` holds one boolean ``(y, x)`` in original pixels per sample of the batch (``(frame, y, x)`` over the
+    sample's own frames for clips), or None (its map is NaN). Not a method: the row that says how well an
+    explanation could possibly score.
     """
 
     name: ClassVar[str] = "oracle"
@@ -161,12 +164,14 @@ class Oracle(Attribution):
         """Area share, NaN for cells outside the image. Raises UsageError where a mask has another size."""
         if len(self.masks) != len(batch):
             raise UsageError(f"oracle: {len(self.masks)} masks for {len(batch)} samples")
-        grid, shape = source.cells(batch), _shape(source, batch)[1:]
+        frames, shape = frames_of(source, batch), map_shape(source, batch)
         rows = [
-            np.full(shape, np.nan) if mask is None else mask_share(mask, geometry, grid)
-            for mask, geometry in zip(self.masks, batch.geometry, strict=True)
+            np.full(shape, np.nan)
+            if mask is None
+            else sample_share(mask, batch, sample, source.cells(batch), frames)
+            for sample, mask in enumerate(self.masks)
         ]
-        return _lay(self, np.stack(rows), source, batch, bound)
+        return lay(self, np.stack(rows), source, batch, bound)
 
 
 def random_maps(
@@ -194,17 +199,47 @@ def mask_share(mask: NDArray[np.bool_], geometry: Geometry, grid: CellGrid) -> N
     return regrid(mask.astype(np.float64), pixel_grid(*size), geometry.grid_to_original(grid))
 
 
-def _shape(source: AttentionSource, batch: Batch) -> tuple[int, ...]:
-    """(sample, [frame,] row, column) of maps on the model's cells."""
-    return (len(batch), *batch.inputs.shape[1:-3], *source.cells(batch).shape)
+def clip_share(mask: NDArray[np.bool_], geometry: Geometry, grid: CellGrid, frames: Frames) -> NDArray[np.float64]:
+    """Share of each cell that a mask ``(input frame, y, x)`` of original pixels covers, ``(frame cell, y, x)``."""
+    if mask.ndim != 3 or len(mask) != len(frames):
+        raise UsageError(
+            f"oracle: the mask has shape {mask.shape}, but the model reads {len(frames)} frames of the clip",
+            remedy="give one mask (y, x) for each of them",
+        )
+    return pool_frames(mask_share(mask, geometry, grid), frames, reduce="mean")
 
 
-def _pooled(plane: NDArray[np.float64], source: AttentionSource, batch: Batch) -> NDArray[np.float64]:
-    """Pixel values (..., y, x) averaged over the model's cells."""
-    return regrid(plane, pixel_grid(*plane.shape[-2:]), source.cells(batch))
+def sample_share(
+    mask: NDArray[np.bool_], batch: Batch, sample: int, grid: CellGrid, frames: Frames
+) -> NDArray[np.float64]:
+    """Share of each cell under the mask of one sample of a batch, ``([frame cell,] y, x)``.
+
+    Of a clip, ``mask`` is over the sample's own frames, of which the model reads those in ``frame_index``.
+    """
+    if not frames:
+        return mask_share(mask, batch.geometry[sample], grid)
+    index = list(frame_index(batch, sample))
+    if mask.ndim != 3 or len(mask) <= max(index):
+        raise UsageError(
+            f"oracle: the mask of clip {batch.ids[sample]!r} has shape {mask.shape}, but the model reads "
+            f"its frames up to {max(index)}",
+            remedy="give one mask (y, x) for every frame of the clip",
+        )
+    return clip_share(mask[index], batch.geometry[sample], grid, frames)
 
 
-def _lay(
+def pooled(plane: NDArray[np.float64], source: AttentionSource, batch: Batch) -> NDArray[np.float64]:
+    """Pixel values ``(sample, [frame,] y, x)`` averaged over the model's cells (and frame cells)."""
+    cells = regrid(plane, pixel_grid(*plane.shape[-2:]), source.cells(batch))
+    return pool_frames(cells, frames_of(source, batch), reduce="mean")
+
+
+def shape_of(source: AttentionSource, batch: Batch) -> tuple[int, ...]:
+    """``(sample, [frame cell,] row, column)`` of maps on the model's cells."""
+    return (len(batch), *map_shape(source, batch))
+
+
+def lay(
     method: Attribution,
     values: NDArray[np.float64],
     source: AttentionSource,
@@ -214,4 +249,6 @@ def _lay(
 ) -> AttributionMap:
     """Values a sample as values a target row."""
     rows = values[[row.sample for row in bound.rows]].astype(np.float32)
-    return AttributionMap(method.name, rows, source.cells(batch), info={"citation": method.citation, **info})
+    frames = frames_of(source, batch)
+    told = {"citation": method.citation, **({"frame_cells": frames} if frames else {}), **info}
+    return AttributionMap(method.name, rows, source.cells(batch), info=told)
