@@ -52,6 +52,7 @@ class CheferCVPR21(Attribution):
         objective, cells = Objective(source, batch, bound), source.cells(batch)
         maps = [_map(source, *_single(objective, row)) for row in range(len(objective))]
         info = {"citation": self.citation, "scale": bound.scale, "forward_passes": 1, "backward_passes": 1}
+        info |= {"frame_cells": objective.frames} if objective.frames else {}
         return AttributionMap(self.name, np.concatenate(maps).astype(np.float32), cells, info=info)
 
     def cost(self, shape: tuple[int, ...]) -> Cost:

@@ -69,12 +69,10 @@ class ExternalMaps:
                 values[row] = to_cells(self.maps[i], placed, cells, space=self.space, name=name)
             else:
                 planes = _planes(self.maps[i], frames[row], name)
-                laid = [to_cells(p, placed, cells, space=self.space, name=name) for p in planes]
-                joined = np.stack(laid)
-                count = frame_count(frames[row])
-                values[row, :count] = (
-                    joined if len(joined) == count else pool_frames(joined, frames[row], reduce="mean")
-                )
+                laid = np.stack([to_cells(p, placed, cells, space=self.space, name=name) for p in planes])
+                of_cells = len(laid) == frame_count(frames[row])
+                joined = laid if of_cells else pool_frames(laid, frames[row], reduce="mean")
+                values[row, : len(joined)] = joined
         signed = bool((values < 0).any()) if self.signed is None else self.signed
         info = {"citation": "external", "space": self.space, "regridding": "area mean", **self.info}
         return AttributionMap(self.name, values, cells, signed=signed, info=info)
@@ -125,7 +123,8 @@ def load_external(path: Path | str, *, name: str, ids: Sequence[str], space: Spa
     """Read maps from ``.npz`` (one array a sample, named by its id; or ``maps`` and ``ids``) or ``.npy``.
 
     A ``.npy`` holds ``(sample, y, x)`` (clips: ``(sample, frame, y, x)``) in the order of ``ids``. An
-    ``.npz`` may state ``space`` and ``signed``. Nothing is unpickled. Raises UsageError where the file is not of this form.
+    ``.npz`` may state ``space`` and ``signed``. Nothing is unpickled. Raises UsageError where the file is not of
+    this form.
     """
     path = Path(path)
     try:

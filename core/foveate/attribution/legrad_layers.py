@@ -49,6 +49,7 @@ class LeGradLayers(Attribution):
         depth = made[0][1]
         fixed = {"citation": self.citation, "scale": bound.scale, "seed": seed, "rows": self.rows}
         info = {**fixed, "forward_passes": depth, "backward_passes": depth}
+        info |= {"frame_cells": objective.frames} if objective.frames else {}
         values = np.concatenate([values for values, _ in made]).astype(np.float32)
         return AttributionMap(self.name, values, source.cells(batch), info=info)
 
