@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -69,6 +69,56 @@ def decode(path: Path | str) -> Decoded:
     return Decoded(pixels, hashlib.sha256(data).hexdigest(), notes + exif_note + mode_note)
 
 
+@dataclass(frozen=True)
+class FrameDurations:
+    """What an image file says of its frames: ``seconds`` of each (0 where it does not say), size and hash."""
+
+    seconds: tuple[float, ...]
+    height: int
+    width: int
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+def frame_durations(path: Path | str) -> FrameDurations:
+    """Length of every frame of an animated (or still) image file. Raises SampleError."""
+    data = _read_bytes(Path(path))
+    with _opened(data, Path(path)) as image:
+        seconds = []
+        for number in range(getattr(image, "n_frames", 1)):
+            _go_to(image, number, path)
+            seconds.append(float(image.info.get("duration", 0.0) or 0.0) / 1000)
+        _, notes = _to_rgb(image, path)
+        size = image.height, image.width
+    return FrameDurations(tuple(seconds), *size, hashlib.sha256(data).hexdigest(), notes)
+
+
+def count_frames(path: Path | str) -> int:
+    """Frames of an image file, 1 for a still one. Raises SampleError where it is not an image."""
+    with _opened(_read_bytes(Path(path)), Path(path)) as image:
+        return int(getattr(image, "n_frames", 1))
+
+
+def decode_frames(path: Path | str, wanted: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    """The frames of an animated image at ascending positions ``wanted``, each uint8 ``(y, x, 3)``.
+
+    Raises SampleError.
+    """
+    with _opened(_read_bytes(Path(path)), Path(path)) as image:
+        for number in wanted:
+            _go_to(image, int(number), path)
+            rgb, _ = _to_rgb(image, path)
+            yield np.array(rgb, dtype=np.uint8)
+
+
+def _go_to(image: Image, number: int, path: Path | str) -> None:
+    try:
+        image.seek(number)
+        image.load()
+    except Exception as error:  # Pillow's decoders raise EOFError, OSError, SyntaxError, ...
+        raise SampleError(f"image {path}: frame {number} cannot be decoded ({type(error).__name__})") from error
+
+
 def read_mask(path: Path | str, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """A mask image as bool ``(y, x)`` over the pixels of its image, whose ``shape`` it must have.
 
@@ -113,12 +163,11 @@ def _read_bytes(path: Path) -> bytes:
 def _opened(data: bytes, path: Path) -> Iterator[Image]:
     """The Pillow image behind ``data``, loaded, under our own size limit; all of Pillow's failures named."""
 
-    limit = _pixel_limit()
     try:
         with _without_pillow_limit(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Pillow.open(BytesIO(data))
-            _check_size(image, limit, path)
+            check_megapixels(image.width, image.height, f"image {path}")
             image.load()
     except UnidentifiedImageError:
         raise SampleError(f"image {path}: not an image that Pillow knows (begins with {data[:16]!r})") from None
@@ -150,12 +199,14 @@ def _without_pillow_limit() -> Iterator[None]:
             Pillow.MAX_IMAGE_PIXELS = before
 
 
-def _check_size(image: Image, limit: int, path: Path) -> None:
-    if image.width * image.height > limit:
+def check_megapixels(width: int, height: int, what: str) -> None:
+    """Raise SampleError where a picture (``what``, in words) is larger than the limit."""
+    limit = _pixel_limit()
+    if width * height > limit:
         raise SampleError(
-            f"image {path}: {image.width} x {image.height} is {image.width * image.height / 1e6:.0f} megapixels,"
+            f"{what}: {width} x {height} is {width * height / 1e6:.0f} megapixels,"
             f" over the limit of {limit / 1e6:g}",
-            remedy="shrink the image, or set FOVEATE_MAX_MEGAPIXELS higher",
+            remedy="shrink it, or set FOVEATE_MAX_MEGAPIXELS higher",
         )
 
 
@@ -194,6 +245,13 @@ def _on_white(image: Image) -> tuple[Image, tuple[str, ...]]:
         return layer.convert("RGB"), ()
     white = Pillow.new("RGBA", layer.size, "white")
     return Pillow.alpha_composite(white, layer).convert("RGB"), ("transparency on white",)
+
+
+def on_white(layer: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGBA uint8 ``(..., 4)`` composited on white: uint8 ``(..., 3)``, rounded."""
+    share = layer[..., 3:].astype(np.uint16)
+    mixed = layer[..., :3] * share + 255 * (255 - share)
+    return ((mixed + 127) // 255).astype(np.uint8)
 
 
 def _deep_grey(image: Image, path: Path | str) -> tuple[Image, tuple[str, ...]]:
