@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Transport:
     """One frame of a tracker; all float64 over ``(track,)``, NaN for tracks that are not there.
 
-    ``own`` is the attention of a track's row on the query whose mask overlaps the track's mask most; ``chance`` what
-    a uniform row gives (one over the queries); ``overlap`` the IoU of the two masks; ``agrees`` 1 where that query
+    ``own`` is the attention of a track's row on the query whose mask overlaps the track's mask most; ``chance``
+    what a uniform row gives (one over the queries); ``overlap`` the IoU of the two masks; ``agrees`` 1 where that query
     also gets the row's largest weight.
     """
 
@@ -36,7 +36,8 @@ class Transport:
 def transport(attention: ArrayLike, track_masks: ArrayLike, query_masks: ArrayLike) -> Transport:
     """``attention (track, query)`` of one frame against bool masks ``(track, y, x)`` and ``(query, y, x)``.
 
-    A track whose mask is empty, or overlaps no query's, has no own query: NaN. Raises UsageError where sizes differ.
+    A track whose mask is empty, or overlaps no query's, has no own query: NaN. Raises UsageError where sizes
+    differ.
     """
     rows = np.asarray(attention, np.float64)
     overlap = mask_overlap(track_masks, query_masks)
