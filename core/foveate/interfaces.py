@@ -322,12 +322,23 @@ class AttentionStep:
 
 @dataclass(frozen=True, eq=False)
 class MergeStep:
-    """A linear map of tokens (windows, patch merging, pooling): ``(target tokens, source tokens)`` weights."""
+    """A linear map of tokens (windows, patch merging, pooling): ``(target tokens, source tokens)`` weights.
+
+    Where tokens of several streams come together (a class token that has gone its own way), ``others`` holds the
+    further sources with their matrices: ``target = matrix source + sum of the others' matrix source``. A stream may
+    be its own source.
+    """
 
     source: str
     target: str
     matrix: torch.Tensor
     name: str = ""
+    others: tuple[tuple[str, torch.Tensor], ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[str, torch.Tensor], ...]:
+        """Every source with its matrix."""
+        return (self.source, self.matrix), *self.others
 
 
 @dataclass(frozen=True)

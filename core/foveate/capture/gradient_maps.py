@@ -53,6 +53,8 @@ def _merges_below(trace: Trace, step: AttentionStep) -> list[MergeStep] | None:
     stream, merges = step.key, []
     for below in reversed(trace.flow[: trace.flow.index(step)]):
         if isinstance(below, MergeStep) and below.target == stream and stream != trace.stream:
+            if below.others:
+                return None
             stream = below.source
             merges.append(below)
     return merges if stream == trace.stream else None

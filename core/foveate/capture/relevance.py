@@ -114,12 +114,13 @@ class _Sweep:
         if step.target not in self.state:
             return
         here = self.state.pop(step.target)
-        matrix = step.matrix.to(here.total)
-        moving, total = here.moving @ matrix, here.total @ matrix
-        before = self.state.get(step.source)
-        if before is not None:
-            moving, total = before.moving + moving, before.total + total
-        self.state[step.source] = _Flowing(moving, total)
+        for source, weights in step.parts:
+            matrix = weights.to(here.total)
+            moving, total = here.moving @ matrix, here.total @ matrix
+            before = self.state.get(source)
+            if before is not None:
+                moving, total = before.moving + moving, before.total + total
+            self.state[source] = _Flowing(moving, total)
 
     # ------------------------------------------------------------------- what R̄ needs, first step to last
 
@@ -199,7 +200,7 @@ def _selected(step: MergeStep, columns: Tensor) -> Tensor:
     Raises CaptureError where tokens are mixed: R - I of a mixture has no rule in the paper.
     """
     matrix = step.matrix.to(columns)
-    if not bool(((matrix == 0) | (matrix == 1)).all() & (matrix.sum(-1) == 1).all()):
+    if step.others or not bool(((matrix == 0) | (matrix == 1)).all() & (matrix.sum(-1) == 1).all()):
         raise CaptureError(
             f"chefer_iccv21: merged tokens ({step.name or step.target}) under cross-attention "
             "have no rule in the paper",

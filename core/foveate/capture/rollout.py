@@ -130,10 +130,11 @@ def _normalised(joined: Joined, r: Tensor, keep: float) -> Tensor:
 
 
 def _unmerge(step: MergeStep, vectors: Vectors) -> None:
-    """Tokens of the target are linear in those of the source."""
+    """Tokens of the target are linear in those of the sources."""
     if step.target in vectors:
         moved = vectors.pop(step.target)
-        _add(vectors, step.source, moved @ step.matrix.to(moved))
+        for source, matrix in step.parts:
+            _add(vectors, source, moved @ matrix.to(moved))
 
 
 def _add(vectors: Vectors, stream: str, moved: Tensor) -> None:
