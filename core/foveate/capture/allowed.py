@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveate.capture.blocks import Positions
 from foveate.capture.dense import DenseRecord
-from foveate.capture.labels import join_leading
+from foveate.capture.labels import call_weights
 from foveate.capture.materialised import BLOCKED, MaterialisedRecord
 from foveate.capture.records import Record, as_index
 from foveate.capture.selection import Selection
@@ -35,11 +35,18 @@ def allowed(record: Record, index: Positions | Sequence[int]) -> Tensor:
 
 
 def allowed_rows(record: Record, selection: Selection, labels: CallLabels | None) -> Tensor:
-    """:func:`allowed` for the rows that ``selection`` keeps; a weighted row may read what any of its rows may."""
+    """:func:`allowed` for the rows that ``selection`` keeps; a weighted row may read what any of its rows may.
+
+    A position without a query in this call may read nothing.
+    """
     if selection.weights is None:
-        return allowed(record, selection.index)
+        kept, queries = selection.local(labels)
+        own = allowed(record, queries)
+        whole = own.new_zeros(len(own), len(selection.index), own.shape[-1])
+        whole[:, kept] = own
+        return whole
     weights = selection.weights.to(record.device)
-    used = (weights if labels is None else join_leading(weights, labels)) > 0
+    used = (weights if labels is None else call_weights(weights, labels, selection.group)) > 0
     return (allowed(record, slice(None)) & used[:, :, None]).any(1, keepdim=True)
 
 

@@ -101,7 +101,8 @@ def _capacities(trace: Trace, step: AttentionStep, member: Tensor, residual: flo
 def _steps(trace: Trace) -> list[AttentionStep]:
     steps = [step for step in trace.flow if isinstance(step, AttentionStep)]
     plain = len(steps) == len(trace.flow) and all(s.query == s.key == trace.stream for s in steps)
-    if not steps or not plain or any(len(trace.labels(s.call).leading) > 1 for s in steps):
+    labels = [trace.labels(step.call) for step in steps]
+    if not steps or not plain or any(len(said.leading) > 1 or said.partial for said in labels):
         raise CaptureError(
             "attention flow is defined for self-attention over one stream of tokens", remedy="use rollout"
         )

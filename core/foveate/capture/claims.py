@@ -65,8 +65,11 @@ class Claims:
         return CallKey(site.id, layer, number)
 
     def require(self, needed: Iterable[Site]) -> None:
-        """Raise CaptureError unless every layer of ``needed`` ran, and no other site ran in part."""
-        needed_ids = {site.id for site in needed}
+        """Raise CaptureError unless every layer of ``needed`` ran, and no other site ran in part.
+
+        An optional site may not have run at all.
+        """
+        needed_ids = {site.id for site in needed if not site.optional}
         missing = {}
         for site in self._source.sites:
             absent = [layer for layer in site.layers if not self._seen[site.id, layer]]

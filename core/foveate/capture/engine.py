@@ -18,14 +18,14 @@ from torch import Tensor
 from foveate.capture.allowed import allowed, allowed_rows
 from foveate.capture.certificate import Certificate, check_record
 from foveate.capture.forward import tapped_forward
-from foveate.capture.labels import call_labels, join_leading
+from foveate.capture.labels import call_labels, join_leading, on_axis
 from foveate.capture.plan import SiteJob, site_jobs
 from foveate.capture.records import Check, Record, Shape
 from foveate.capture.reductions import reduce_rows
 from foveate.capture.selection import Selection
-from foveate.capture.stacking import stack_calls
+from foveate.capture.stacking import absent, stack_calls
 from foveate.capture.tap import quiet
-from foveate.errors import UsageError
+from foveate.errors import CaptureError, UsageError
 from foveate.interfaces import (
     AttentionSource,
     Batch,
@@ -40,6 +40,11 @@ from foveate.interfaces import (
 HEAD_AXIS = {"attention": -3, "entropy": -2, "received": -2}
 """What ``heads="mean"`` averages, and where its head axis is; so all arrays of a site agree on the axis."""
 
+ROW_AXES = {"attention": -2, "allowed": -2, "entropy": -1, "head_mean": -2, "topk_value": -2, "topk_index": -2}
+"""Where each array has the query axis."""
+KEY_AXES = {"attention": -1, "allowed": -1, "received": -1, "head_mean": -1}
+"""Where each array has the key axis."""
+
 
 @dataclass(frozen=True, eq=False)
 class SiteCapture:
@@ -53,8 +58,13 @@ class SiteCapture:
     - ``received`` (..., layer, head, key), mean over the whole query axis; with ``heads="mean"`` this and
       ``entropy`` are means over heads too, head again of size 1
     - ``head_mean`` (..., layer, token, key), the whole query axis
-    - ``allowed`` bool (..., layer, query, key), over the rows kept, at sites with masks besides a causal one:
-      False where no head of the row could read the key, or ``CallLabels.valid`` hides it from the sample
+    - ``allowed`` bool (..., layer, query, key), over the rows kept, at sites with masks besides a causal one
+      and at ragged ones: False where no head of the row could read the key, where ``CallLabels.valid`` hides it
+      from the sample, and where the row or the key does not exist
+
+    At a site with ragged axes a row or key that does not exist in a frame (a track before its birth) has attention
+    0 and is not ``allowed``; ``entropy``, ``received`` and ``topk_value`` are NaN there, ``topk_index`` -1. At
+    any other site all that no call held (frames that a sample lacks) is NaN, -1 or False.
 
     ``query`` labels the rows kept, ``token`` the whole query axis. ``query_index`` holds the positions kept, -1
     for a weighted readout row; ``rule`` says in words what was chosen.
@@ -84,6 +94,7 @@ def capture_batch(source: AttentionSource, batch: Batch, plan: CapturePlan) -> C
 
     Raises UsageError for sites, layers, rows or reductions that do not exist, and CaptureError where a
     layer was missed, rows do not reproduce the model's output, or the source's labels do not fit.
+    An optional site that did not run is not among the captured ones.
     """
     collector = _Collector(site_jobs(source, plan), source.fixed_readout(batch))
     needed = [job.site for job in collector.jobs.values()]
@@ -93,7 +104,8 @@ def capture_batch(source: AttentionSource, batch: Batch, plan: CapturePlan) -> C
     certificate.require()
     with quiet():
         collector.finish(source, batch, outputs)
-        sites = {site_id: _assemble(part, source, batch, outputs) for site_id, part in collector.parts.items()}
+        ran = {site_id: part for site_id, part in collector.parts.items() if part.shapes}
+        sites = {site_id: _assemble(part, source, batch, outputs) for site_id, part in ran.items()}
     return Captured(outputs, sites, certificate)
 
 
@@ -110,7 +122,8 @@ class _Part:
     @property
     def masked(self) -> bool:
         """Whether masks must be kept with the rows; a causal one follows from the positions alone."""
-        return bool(set(self.job.site.masks) - {"causal"}) and self.job.site.form == "dense"
+        site = self.job.site
+        return bool(site.ragged) or (bool(set(site.masks) - {"causal"}) and site.form == "dense")
 
 
 class _Collector:
@@ -152,10 +165,10 @@ class _Collector:
         selection = part.selection
         if selection is None or not selection.query_index:
             return
-        if max(selection.query_index) >= record.shape.queries or min(selection.index, default=0) < 0:
+        queries = record.shape.queries if labels is None else len(labels.query_axis)
+        if max(selection.query_index) >= queries or min(selection.index, default=0) < 0:
             raise UsageError(
-                f"capture plan: {call.site} has queries 0 to {record.shape.queries - 1}, "
-                f"not {list(selection.query_index)}"
+                f"capture plan: {call.site} has queries 0 to {queries - 1}, not {list(selection.query_index)}"
             )
         part.arrays[call]["attention"] = selection.take(record, labels).float().cpu()
         if part.masked:
@@ -168,15 +181,58 @@ def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outpu
     labels = {call: call_labels(source, call, batch, outputs, shape) for call, shape in part.shapes.items()}
     first = labels[min(labels)]
     _hide(part, labels)
+    _place(part, labels)
     arrays = {}
-    for name in part.arrays[min(labels)]:
-        stacked = stack_calls({call: part.arrays[call][name] for call in labels}, labels, job.site)
-        if job.plan.heads == "mean" and name in HEAD_AXIS:
-            stacked = stacked.mean(HEAD_AXIS[name], keepdim=True)
-        arrays[name] = stacked.numpy()
-    index, rule = _kept(part, len(first.query))
-    query = _kept_axis(first.query, index)
-    return SiteCapture(job.site.id, job.layers, query, first.query, first.key, index, rule, arrays)
+    for name, example in part.arrays[min(labels)].items():
+        arrays[name] = _stacked(part, labels, name, absent(name, example.dtype, ragged=bool(job.site.ragged)))
+    index, rule = _kept(part, len(first.query_axis))
+    query = _kept_axis(first.query_axis, index)
+    return SiteCapture(job.site.id, job.layers, query, first.query_axis, first.key_axis, index, rule, arrays)
+
+
+def _stacked(part: _Part, labels: Mapping[CallKey, CallLabels], name: str, fill: float) -> NDArray[np.generic]:
+    """One array of all calls."""
+    calls = {call: part.arrays[call][name] for call in labels}
+    stacked = stack_calls(calls, labels, part.job.site, fill=fill, ranked=name.startswith("topk"))
+    if part.job.plan.heads == "mean" and name in HEAD_AXIS:
+        stacked = stacked.mean(HEAD_AXIS[name], keepdim=True)
+    found: NDArray[np.generic] = stacked.numpy()
+    return found
+
+
+def _place(part: _Part, labels: Mapping[CallKey, CallLabels]) -> None:
+    """Move the tokens of every call to their places on the axes that all calls share.
+
+    Raises CaptureError for places that the site does not announce (rows were then taken too early) or that lie on
+    axes of different lengths.
+    """
+    site = part.job.site
+    for side in ("query", "key"):
+        lengths = {len(getattr(said, f"{side}_axis")) for said in labels.values()}
+        placed = any(getattr(said, f"{side}_place") is not None for said in labels.values())
+        if placed and (side not in site.ragged or len(lengths) > 1):
+            raise CaptureError(
+                f"{site.id}: calls place their {side} tokens on axes of {sorted(lengths)}, and the site declares "
+                f"ragged axes {site.ragged}",
+                remedy=f"declare Site.ragged with {side!r}, and give all calls of a batch the same axis",
+            )
+    for call, said in labels.items():
+        arrays = part.arrays[call]
+        for name in arrays:
+            arrays[name] = _placed(name, arrays[name], said, rows=part.job.plan.rows == "all")
+
+
+def _placed(name: str, array: Tensor, said: CallLabels, *, rows: bool) -> Tensor:
+    """One array of one call on the common axes. Kept ``rows`` are there already, unless all are kept."""
+    fill = absent(name, array.dtype, ragged=True)
+    over_rows = rows or name not in ("attention", "allowed")
+    if said.key_place is not None and name == "topk_index":
+        array = torch.tensor(said.key_place.index, dtype=array.dtype)[array.long()]
+    if said.query_place is not None and name in ROW_AXES and over_rows:
+        array = on_axis(array, ROW_AXES[name], said.query_place, fill)
+    if said.key_place is not None and name in KEY_AXES:
+        array = on_axis(array, KEY_AXES[name], said.key_place, fill)
+    return array
 
 
 def _hide(part: _Part, labels: Mapping[CallKey, CallLabels]) -> None:

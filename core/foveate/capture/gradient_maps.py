@@ -10,7 +10,7 @@ from torch import Tensor
 from foveate.capture.blocks import left_product
 from foveate.capture.gradients import Round, by_round
 from foveate.capture.records import Record
-from foveate.capture.streams import start_of_reading, through_calls
+from foveate.capture.streams import start_of_reading, stream_tokens, through_calls
 from foveate.capture.trace import Trace
 from foveate.errors import CaptureError
 from foveate.interfaces import AttentionStep, BoundTarget, CallKey, MergeStep
@@ -18,6 +18,8 @@ from foveate.interfaces import AttentionStep, BoundTarget, CallKey, MergeStep
 
 def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True) -> Tensor:
     """Readout rows of mean_h relu(A * dL/dA) at the last layer of the readout's site: ``(target, token)``.
+
+    Where that layer runs once for every frame, all its runs together.
 
     The gradient-weighted attention of Chefer et al. 2021 (ICCV, eq. 5) without propagation. Columns are
     tokens of ``trace.stream``: the site's key stream, or what that was merged from (a level of a pyramid).
@@ -31,21 +33,30 @@ def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True)
         raise CaptureError(
             f"grad x attention: {site.id} does not read from {trace.stream!r}", remedy="use relevance"
         )
-    step = steps[-1]
+    calls = _runs(trace, [step.call for step in steps])
 
     def one(backward: Round, start: Tensor) -> Tensor:
-        gradient = backward.gradients.get(step.call)
-        record = trace.record(step.call)
-        if gradient is None:
-            return start.new_zeros(*start.shape[:2], record.shape.keys)
-        found = through_calls(
-            start, trace.labels(step.call), record.shape[2:], lambda r: record.grad_left(r, gradient)
-        )
+        parts = [_weighted_rows(trace, call, backward.gradients.get(call), start) for call in calls]
+        found = torch.stack(parts).sum(0)
         for merge in merges:
             found = found @ merge.matrix.to(found)
         return found
 
-    return by_round(trace, bound, weights, one, keep_graph=keep_graph, calls=(step.call,))
+    return by_round(trace, bound, weights, one, keep_graph=keep_graph, calls=calls)
+
+
+def _runs(trace: Trace, calls: list[CallKey]) -> list[CallKey]:
+    """The last call, with those of its layer that hold other parts of the clip."""
+    last = calls[-1]
+    return [call for call in calls if call.layer == last.layer] if trace.labels(last).partial else [last]
+
+
+def _weighted_rows(trace: Trace, call: CallKey, gradient: Tensor | None, start: Tensor) -> Tensor:
+    """``start @ mean_h relu(A * dL/dA)`` of one call, ``(sample, 1, token)``."""
+    record, labels = trace.record(call), trace.labels(call)
+    if gradient is None:
+        return start.new_zeros(*start.shape[:2], len(stream_tokens(labels)))
+    return through_calls(start, labels, record.shape[2:], lambda r: record.grad_left(r, gradient))
 
 
 def _merges_below(trace: Trace, step: AttentionStep) -> list[MergeStep] | None:
@@ -73,10 +84,12 @@ def legrad(
     steps = [step for step in _reading_steps(trace) if calls is None or step.call in calls]
     if not steps:
         raise CaptureError(f"LeGrad: no attention reads from {trace.stream!r}")
+    # Calls that hold parts of a clip are one layer together.
+    layers = len({s.call if not trace.labels(s.call).partial else s.call[:2] for s in steps})
 
     def one(backward: Round, start: Tensor) -> Tensor:
-        layers = [_column_means(trace, step, backward.gradients.get(step.call)) for step in steps]
-        return torch.stack(layers).mean(0)
+        parts = [_column_means(trace, step, backward.gradients.get(step.call)) for step in steps]
+        return torch.stack(parts).sum(0) / layers
 
     weights, needed = start_of_reading(trace, bound)[1], [step.call for step in steps]
     return by_round(trace, bound, weights, one, keep_graph=keep_graph, calls=needed)
@@ -85,11 +98,11 @@ def legrad(
 def _column_means(trace: Trace, step: AttentionStep, gradient: Tensor | None) -> Tensor:
     """Mean over heads and queries of relu(dL/dA), ``(sample, 1, token)``."""
     record, labels = trace.record(step.call), trace.labels(step.call)
-    batch, _, queries, keys = record.shape
-    groups = batch // len(trace.batch)
-    ones = torch.full((len(trace.batch), 1, groups * queries), 1 / (groups * queries), device=record.device)
+    queries, keys = record.shape[2:]
+    count = len(stream_tokens(labels, "query"))
+    ones = torch.full((len(trace.batch), 1, count), 1 / count, device=record.device)
     if gradient is None:
-        return ones.new_zeros(len(trace.batch), 1, groups * keys)
+        return ones.new_zeros(len(trace.batch), 1, len(stream_tokens(labels)))
     return through_calls(ones, labels, (queries, keys), lambda r: _positive_left(record, r, gradient))
 
 

@@ -33,9 +33,9 @@ class SiteJob:
         rows = self.plan.rows
         if rows == "readout":
             readout = readouts.get(self.site.id)
-            return None if readout is None else Selection.of_readout(readout, fixed=fixed)
+            return None if readout is None else Selection.of_readout(readout, self.site, fixed=fixed)
         if isinstance(rows, tuple) and rows:
-            return Selection("positions", rows)
+            return Selection("positions", rows, ragged=bool(self.site.ragged))
         return Selection(str(rows) if rows else "none")
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from foveate.capture.gradients import Round, by_round
-from foveate.capture.streams import bottom_rows, start_of_reading, through_calls
+from foveate.capture.streams import bottom_rows, own_part, start_of_reading, stream_tokens, through_calls
 from foveate.capture.trace import Trace
 from foveate.errors import CaptureError, UsageError
 from foveate.interfaces import AttentionStep, BoundTarget, MergeStep, OpaqueStep, Site
@@ -96,19 +96,24 @@ class _Sweep:
         if normaliser is None:
             here = self.state[step.query]
             moved = self._left(step, here.moving)
-            kept = here if step.residual else _Flowing(torch.zeros_like(moved), torch.zeros_like(moved))
+            kept = here if step.residual else self._others(step, here)
             self.state[step.query] = _Flowing(kept.moving + moved, kept.total + moved)
             return
         here = self.state[step.query]
         read = here.total if normaliser.queries is None else here.total @ normaliser.queries.transpose(-1, -2)
         moved = self._left(step, read)
         if not step.residual:
-            del self.state[step.query]
+            self.state[step.query] = self._others(step, here)
         scaled = moved if normaliser.keys is None else _divide(moved, normaliser.keys.transpose(-1, -2))
         before = self.state.get(step.key)
         if before is not None:
             scaled, moved = before.moving + scaled, before.total + moved
         self.state[step.key] = _Flowing(scaled, moved)
+
+    def _others(self, step: AttentionStep, here: _Flowing) -> _Flowing:
+        """What a step's queries do not hold of their stream."""
+        labels = self.trace.labels(step.call)
+        return _Flowing(here.moving - own_part(here.moving, labels), here.total - own_part(here.total, labels))
 
     def _unmerge(self, step: MergeStep) -> None:
         if step.target not in self.state:
@@ -132,6 +137,7 @@ class _Sweep:
         columns: dict[str, Tensor] = {}
         squares: dict[str, Tensor] = {}
         keys, queries = _read_from(self.trace, crosses), {s.query for s in crosses}
+        _refuse_carried(self.trace, queries)
         found = {}
         for number, step in enumerate(self.trace.flow):
             if isinstance(step, MergeStep) and step.target in keys:
@@ -152,16 +158,11 @@ class _Sweep:
     def _grow(self, step: AttentionStep, before: Tensor | None, *, square: bool) -> Tensor:
         """X + Ā (I + X), for X = R - I itself (``square``) or its row sums ``(sample, token, column)``."""
         record = self.trace.record(step.call)
-        samples, tokens = len(self.trace.batch), self._tokens(step)
+        samples, tokens = len(self.trace.batch), len(stream_tokens(self.trace.labels(step.call), "query"))
         if before is None:
             before = torch.zeros(samples, tokens, tokens if square else 1, device=record.device)
         identity = torch.eye(tokens, device=record.device) if square else 1.0
         return before + self._right(step, identity + before)
-
-    def _tokens(self, step: AttentionStep) -> int:
-        """Tokens of a step's stream: those of one call times its groups."""
-        shape = self.trace.record(step.call).shape
-        return shape.batch // len(self.trace.batch) * shape.queries
 
     def _left(self, step: AttentionStep, r: Tensor) -> Tensor:
         record, gradient = self.trace.record(step.call), self.backward.gradients.get(step.call)
@@ -182,7 +183,19 @@ class _Sweep:
             self.trace.labels(step.call),
             sizes,
             lambda x: record.grad_right(x.transpose(1, 2), gradient).transpose(1, 2),
+            reverse=True,
         ).transpose(1, 2)
+
+
+def _refuse_carried(trace: Trace, queries: set[str]) -> None:
+    """Raise CaptureError where queries of cross-attention come from a merge: R_qq of these has no rule."""
+    for step in trace.flow:
+        if isinstance(step, MergeStep) and step.target in queries:
+            raise CaptureError(
+                f"chefer_iccv21: queries of {step.target!r} that are made of others ({step.name or step.source}) "
+                "and read again have no rule in the paper",
+                remedy="use rollout or grad_attention",
+            )
 
 
 def _read_from(trace: Trace, crosses: list[AttentionStep]) -> set[str]:

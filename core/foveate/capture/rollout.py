@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.capture.blocks import support
 from foveate.capture.certificate import spread
 from foveate.capture.fusion import Fusion, Joined
-from foveate.capture.streams import bottom_rows, packing_of, start_of_reading, through_calls
+from foveate.capture.streams import at_queries, bottom_rows, own_part, packing_of, start_of_reading, through_calls
 from foveate.capture.tap import quiet
 from foveate.capture.trace import Trace
 from foveate.errors import UsageError
@@ -113,13 +113,15 @@ class Sweep:
         """Move each vector from a step's queries to its keys; ``residual`` of it stays with the queries."""
         record, labels = self.trace.record(step.call), self.trace.labels(step.call)
         keep = self.residual if step.residual else 0.0
-        share, joined = vectors.pop(step.query), Joined(record, self.fusion)
+        here, joined = vectors.pop(step.query), Joined(record, self.fusion)
+        share = own_part(here, labels)
+        if labels.partial:
+            vectors[step.query] = here - share
         if not self.fusion.stochastic:
-            shape = (record.shape.queries, record.shape.queries)
-            share = through_calls(share, labels, shape, lambda r: _normalised(joined, r, keep))
+            share = at_queries(share, labels, lambda r: _normalised(joined, r, keep))
         moved = through_calls(share, labels, record.shape[2:], joined.left)
         if step.residual:
-            vectors[step.query] = keep * share
+            _add(vectors, step.query, keep * share)
         _add(vectors, step.key, (1 - keep) * moved)
 
 
