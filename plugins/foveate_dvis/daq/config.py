@@ -243,6 +243,14 @@ def _json(path: Path) -> Mapping[str, Any]:
 def _read(cls: type[DaqConfig], mapping: Mapping[str, Any]) -> DaqConfig:
     if mapping.get("task", "vis") != "vis":
         raise ModelError(f"task {mapping['task']!r} is not supported", remedy="video instance segmentation: vis")
+    if not {"tracker", "num_queries"} & set(mapping):
+        raise ModelError(
+            f"not a configuration of DVIS-DAQ: it has neither tracker nor num_queries, but {sorted(mapping)[:8]}",
+            remedy="write one with DaqConfig.to_json, or leave the file away and let sizes be inferred",
+        )
+    for name, only in (("encoder_points", 4), ("common_stride", 4)):
+        if mapping.get(name, only) != only:
+            raise ModelError(f"{name} = {mapping[name]} is not supported: expected {only}")
     if mapping.get("pre_norm", False):
         raise ModelError("pre_norm = true is not supported: DVIS-DAQ's published models are post-norm")
     given: dict[str, Any] = {mine: mapping[name] for name, mine in _FLAT.items() if name in mapping}
@@ -266,13 +274,14 @@ def _backbone(mapping: Mapping[str, Any]) -> ResNetConfig | SwinConfig:
     name = str(mapping.get("name", "")).lower()
     if "resnet" in name:
         depth = mapping.get("depth", 50)
-        if depth not in _DEPTHS:
+        if "depths" not in mapping and depth not in _DEPTHS:
             raise ModelError(f"ResNet-{depth} is not supported: expected one of {sorted(_DEPTHS)}")
         if mapping.get("stride_in_1x1", False):
             raise ModelError("ResNet with its stride in the 1x1 convolution is not supported")
+        depths = tuple(mapping["depths"]) if "depths" in mapping else _DEPTHS[depth]
         width = int(mapping.get("res2_out_channels", 256))
         inner = int(mapping.get("width_per_group", width // 4)) * int(mapping.get("num_groups", 1))
-        return ResNetConfig(int(mapping.get("stem_out_channels", 64)), width, _DEPTHS[depth], inner)
+        return ResNetConfig(int(mapping.get("stem_out_channels", 64)), width, depths, inner)
     if "swin" in name:
         default = SwinConfig()
         return SwinConfig(
@@ -297,10 +306,9 @@ def _write(config: DaqConfig) -> dict[str, Any]:
     written["refiner"] = None if refiner is None else {n: getattr(refiner, mine) for n, mine in _REFINER.items()}
     back = config.backbone
     if isinstance(back, ResNetConfig):
-        depth = next((d for d, blocks in _DEPTHS.items() if blocks == back.depths), 0)
         written["backbone"] = {
             "name": "resnet",
-            "depth": depth,
+            "depths": list(back.depths),
             "stem_out_channels": back.stem,
             "res2_out_channels": back.width,
             "width_per_group": back.bottleneck,

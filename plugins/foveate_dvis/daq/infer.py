@@ -1,6 +1,6 @@
 """The configuration that tensors' shapes show, for weights that come without one.
 
-Shapes fix every size but the number of attention heads; that, and the rules, are the published ones.
+Shapes fix every size. The rules, which no tensor shows, are those of a data set's preset.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from foveate_dvis.daq.config import DaqConfig, Mode, RefinerConfig, ResNetConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEAD_WIDTH = 32
-"""Channels of one attention head in the published models (256 in 8 heads)."""
+OFFSETS_A_HEAD = 3 * 4 * 2
+"""Numbers that a deformable layer of the pixel decoder predicts for one head: levels x points x (x, y)."""
 
 
 def infer_config(state: Mapping[str, Tensor], *, dataset: str = "ovis", mode: Mode | None = None) -> DaqConfig:
@@ -40,7 +40,7 @@ def infer_config(state: Mapping[str, Tensor], *, dataset: str = "ovis", mode: Mo
         "hidden_dim": width,
         "conv_dim": _shape(state, "sem_seg_head.pixel_decoder.mask_features.weight")[1],
         "mask_dim": _shape(state, "sem_seg_head.pixel_decoder.mask_features.weight")[0],
-        "heads": max(1, width // HEAD_WIDTH),
+        "heads": _shape(state, f"{encoder}.0.self_attn.sampling_offsets.weight")[0] // OFFSETS_A_HEAD,
         "encoder_layers": _count(state, encoder),
         "encoder_ffn_dim": _shape(state, f"{encoder}.0.linear1.weight")[0],
         "decoder_layers": _count(state, f"{predictor}.transformer_ffn_layers"),

@@ -15,9 +15,10 @@ from torch import nn
 
 from foveate.errors import SampleError, UsageError
 from foveate_dvis.daq.config import DaqConfig
-from foveate_dvis.daq.offline import gather, nothing_refined, refine
+from foveate_dvis.daq.offline import gather, nothing_refined
+from foveate_dvis.daq.offline import refine as refine_instances
 from foveate_dvis.daq.outputs import ABSENT, DaqOutputs, FrameRows, Refined, SegmenterOutputs
-from foveate_dvis.daq.refiner import Refiner
+from foveate_dvis.daq.refiner import Refiner, masks_of
 from foveate_dvis.daq.segmenter import build_segmenter
 from foveate_dvis.daq.state import FrameMemory, TrackerState
 from foveate_dvis.daq.tracker import FrameInputs, FrameStep, Tracker
@@ -49,38 +50,61 @@ class DvisDaq(nn.Module):
         *,
         state: TrackerState | None = None,
         held: DaqOutputs | None = None,
+        refine: bool = True,
     ) -> DaqOutputs:
         """Read frames that follow those of ``state`` (the ``state`` of the outputs before; None: a clip begins).
 
         ``frames`` float (frame, 3, y, x): normalised, RGB, padded at the bottom and the right to multiples of
         ``config.divisor``. Blocks of a multiple of ``config.window`` frames give what the whole clip gives at
-        once. ``held``: the outputs of another run over these frames, whose decisions are kept.
+        once. ``held``: the outputs of another run over these frames, whose decisions are kept. ``refine`` False
+        leaves the refiner out (it reads all frames so far: a stream needs it after its last block only).
 
         Raises SampleError for frames of another shape, UsageError where ``held`` does not fit.
         """
         self._check(frames, held)
         state = TrackerState() if state is None else state
         first = state.next_frame
-        segmented = self.segment(frames)
         query_feat = self.segmenter.model.transformer_module.queries_features.weight
-        block = []
-        for i in range(len(frames)):
-            rows = held.rows[i] if held is not None else None
-            block.append(self._frame(segmented, i, state, query_feat, rows))
-            state = block[-1].lived.state
-        return self._outputs(first, segmented, block, state, held)
+        windows = map(self._segment, frames.split(self.config.window))  # online: segment a window, track it, go on
+        parts: list[SegmenterOutputs] = []
+        block: list[_Read] = []
+        for part in windows if self.refiner is None else list(windows):
+            parts.append(part)
+            for i in range(len(part.logits)):
+                rows = held.rows[len(block)] if held is not None else None
+                block.append(self._frame(part, i, state, query_feat, rows))
+                state = block[-1].lived.state
+        segmented = _joined(parts)
+        return self._outputs(first, segmented, block, state, held, refine=refine)
+
+    def refined_masks(self, refined: Refined, frames: Tensor, first_frame: int) -> Tensor:
+        """Refined mask logits (instance, frame, y/4, x/4) for ``frames``, which begin at ``first_frame``.
+
+        For streams: the last block's outputs hold the masks of that block's frames only; frames read before are
+        segmented again here. Raises SampleError for frames beyond those that were refined.
+        """
+        self._check(frames, None)
+        length = refined.mask_embeds.shape[1]
+        if not 0 <= first_frame <= length - len(frames):
+            raise SampleError(
+                f"frames {first_frame} to {first_frame + len(frames) - 1} of {length} that were refined"
+            )
+        embeds = refined.mask_embeds[:, first_frame : first_frame + len(frames)]
+        return masks_of(embeds, self.segment(frames).features)
 
     def segment(self, frames: Tensor) -> SegmenterOutputs:
         """The segmenter alone, in batches of ``config.window`` frames."""
-        parts = [self._segment(window) for window in frames.split(self.config.window)]
-        logits, masks, embeds, features = (torch.cat(column) for column in zip(*parts, strict=True))
-        return SegmenterOutputs(logits, masks, embeds, features)
+        return _joined([self._segment(window) for window in frames.split(self.config.window)])
 
-    def _segment(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _segment(self, window: Tensor) -> SegmenterOutputs:
         out = self.segmenter(pixel_values=window)
         norm = self.segmenter.model.transformer_module.decoder.layernorm
-        embeds = norm(out.transformer_decoder_last_hidden_state)
-        return out.class_queries_logits, out.masks_queries_logits, embeds, out.pixel_decoder_last_hidden_state
+        return SegmenterOutputs(
+            logits=out.class_queries_logits,
+            masks=out.masks_queries_logits,
+            embeds=norm(out.transformer_decoder_last_hidden_state),
+            features=out.pixel_decoder_last_hidden_state,
+        )
 
     # ------------------------------------------------------------------------- one frame
 
@@ -110,6 +134,8 @@ class DvisDaq(nn.Module):
         block: list[_Read],
         state: TrackerState,
         held: DaqOutputs | None,
+        *,
+        refine: bool,
     ) -> DaqOutputs:
         tracks = kept_tracks(state, self.config.tracker)
         ids = tuple(track.id for track in tracks)
@@ -118,7 +144,7 @@ class DvisDaq(nn.Module):
             torch.stack([track.logits for track in tracks]) if tracks else logits.new_zeros(0, logits.shape[-1])
         )
         refined = None
-        if self.refiner is not None:
+        if self.refiner is not None and refine:
             refined = self._refine(self.refiner, state, segmented.features, held.refined if held else None)
         return DaqOutputs(
             first_frame=first,
@@ -139,7 +165,7 @@ class DvisDaq(nn.Module):
         assert config.refiner is not None
         tracks = kept_tracks(state, config.tracker)
         instances = gather(state, tracks, config, config.refiner, exact=self.upstream_exact, held=held)
-        refined = refine(refiner, state, instances, features)
+        refined = refine_instances(refiner, state, instances, features)
         alone = sum(not made for made in instances.linked) == 1
         return nothing_refined(refined) if self.upstream_exact and alone else refined
 
@@ -166,6 +192,15 @@ class _Read:
 
     step: FrameStep
     lived: Lived
+
+
+def _joined(parts: list[SegmenterOutputs]) -> SegmenterOutputs:
+    return SegmenterOutputs(
+        logits=torch.cat([part.logits for part in parts]),
+        masks=torch.cat([part.masks for part in parts]),
+        embeds=torch.cat([part.embeds for part in parts]),
+        features=torch.cat([part.features for part in parts]),
+    )
 
 
 def _by_track(ids: tuple[int, ...], block: list[_Read]) -> tuple[Tensor, Tensor, Tensor]:
