@@ -7,6 +7,7 @@ where it lies. What no call holds is left at the array's value for "not there".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def stack_calls(
     taken = torch.zeros(*lengths, len(layers), dtype=torch.bool)
     for call, where in cells.items():
         axes: list[Tensor] = [torch.tensor(part, dtype=torch.long) for part in where]
-        index = (*torch.meshgrid(*axes, indexing="ij"), layers.index(call.layer))
+        index: tuple[Any, ...] = (*torch.meshgrid(*axes, indexing="ij"), layers.index(call.layer))
         if bool(taken[index].any()):
             raise _misfit(call, arrays, labels, site)
         taken[index] = True
