@@ -493,6 +493,8 @@ class AttentionSource(ABC):
     """Whether a clip can be read in consecutive blocks of frames, with :meth:`carry` between them."""
     ignored: Mapping[str, str] = {}
     """Module path (or prefix ending in ``*``) -> why its softmax, SDPA or grid-sample is not attention."""
+    kernels: tuple[str, ...] = ()
+    """``"package.module:function"``: compiled deformable attention that the model calls; foveate.capture.kernels."""
 
     @classmethod
     @abstractmethod

@@ -360,10 +360,10 @@ def test_autocast():
     assert tap.records[0].certificate(ALL).value_error < 2e-2
 
 
-def test_deformable_modules_are_refused():
-    block = Block()
+def test_deformable_modules_whose_samples_are_never_summed_are_named():
+    block = Block("manual")
     block.sampling_offsets = torch.nn.Linear(2, 2)
-    with pytest.raises(UsageError, match="deformable"), intervene(block, [AblateHeads("")]):
+    with pytest.raises(CaptureError, match="never ran"), intervene(block, [AblateHeads("")]):
         block(inputs())
 
 

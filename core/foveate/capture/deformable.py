@@ -97,7 +97,8 @@ class DeformableRecord(Record):
     """Sampling points and weights of one call; keys are the cells of all levels, one level after the other.
 
     ``weights`` is ``(batch, query, head, ...)`` with levels and points in the remaining axes, as the
-    softmax put them out. ``out`` is the module's weighted sum, ``(batch * head, channel, query)``.
+    softmax put them out. ``out`` is the module's weighted sum, ``(batch * head, channel, query)``, or with
+    ``layout`` "query first" ``(batch, query, head * channel)``.
     """
 
     form: ClassVar[SiteForm] = "deformable"
@@ -105,9 +106,15 @@ class DeformableRecord(Record):
     sums_to_one = False
 
     def __init__(
-        self, name: str, weights: Tensor, levels: Sequence[Level | Gathered], out: Tensor | None = None
+        self,
+        name: str,
+        weights: Tensor,
+        levels: Sequence[Level | Gathered],
+        out: Tensor | None = None,
+        *,
+        layout: str = "channel first",
     ) -> None:
-        self.name = name
+        self.name, self._layout = name, layout
         batch, queries, heads = weights.shape[:3]
         self.levels = tuple(level.detach() for level in levels)
         # (batch, head, query, point): points of all levels side by side
@@ -149,9 +156,7 @@ class DeformableRecord(Record):
 
     def values(self) -> Tensor:
         """V over the cells of all levels, ``(batch, head, key, channel)``."""
-        batch, heads = self.shape[:2]
-        flat = torch.cat([level.values.flatten(2) for level in self.levels], -1)
-        return flat.reshape(batch, heads, *flat.shape[1:]).transpose(-1, -2)
+        return level_values(self.levels, *self.shape[:2])
 
     def certificate(self, index: Positions | Sequence[int]) -> Check:
         """Splatted A times V against the module's own output; ``row_error`` is by how much rows exceed 1."""
@@ -171,8 +176,10 @@ class DeformableRecord(Record):
         return slope.to(dtype) @ self.values().to(dtype).transpose(-1, -2)
 
     def _by_query(self, out: Tensor) -> Tensor:
-        """``(batch * head, channel, query)`` as ``(batch, head, query, channel)``."""
+        """The module's output, or its gradient, as ``(batch, head, query, channel)``."""
         batch, heads, queries = self.shape[:3]
+        if self._layout == "query first":
+            return out.reshape(batch, queries, heads, -1).transpose(1, 2)
         return out.reshape(batch, heads, -1, queries).transpose(-1, -2)
 
     def _corners(self, positions: Positions) -> Iterator[tuple[Level | Gathered, Tensor, Tensor]]:
@@ -184,6 +191,12 @@ class DeformableRecord(Record):
             count = level.points(queries)
             yield level, *level.spread((batch, heads), positions, weights[..., start : start + count])
             start += count
+
+
+def level_values(levels: Sequence[Level | Gathered], batch: int, heads: int) -> Tensor:
+    """V over the cells of all levels, ``(batch, head, key, channel)``."""
+    flat = torch.cat([level.values.flatten(2) for level in levels], -1)
+    return flat.reshape(batch, heads, *flat.shape[1:]).transpose(-1, -2)
 
 
 def _bilinear(grid: Tensor, weights: Tensor, level: Level) -> tuple[Tensor, Tensor]:

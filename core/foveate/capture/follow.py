@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from foveate.capture.deformable import DeformableRecord, Gathered, Level, gathered
 from foveate.capture.materialised import BLOCKED, MaterialisedRecord
 from foveate.capture.records import Record
+from foveate.capture.sampled_call import SampledCall
 
 CARRIERS: tuple[Callable[..., Any], ...] = (
     Tensor.to,
@@ -163,6 +164,29 @@ class Follower:
         if pending is not None:
             self._forget(pending)
             self._found(DeformableRecord(pending.name, pending.weights, pending.levels, out))
+
+    def drop(self, pending: Pending) -> None:
+        """The call is complete by other means."""
+        if pending in self._pending:
+            self._forget(pending)
+
+    def completed(self, call: Callable[[], SampledCall], weights: Tensor, out: Tensor, owner: str) -> None:
+        """A deformable call whose softmax ``weights`` come from ended in ``out``, by a kernel or an intervention.
+
+        Weights that a kernel was given in another guise belong to the latest softmax of their module and size.
+        Without any softmax on its way the call has been recorded already: the kernel ran in plain torch.
+        """
+        pending = self.find((weights,)) or self.of_size(weights.numel(), owner)
+        if pending is not None:
+            self._forget(pending)
+            self._found(replace(call(), name=pending.name).record(out))
+
+    def of_size(self, count: int, owner: str) -> Pending | None:
+        """The latest softmax of ``count`` weights in the module ``owner`` or one around it."""
+        for pending in reversed(self._pending):
+            if pending.weights.numel() == count and _around(pending.name, owner):
+                return pending
+        return None
 
     def finish(self) -> None:
         """The forward is over: what met no values is reported as unlinked."""

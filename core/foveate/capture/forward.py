@@ -11,6 +11,7 @@ from torch import nn
 from foveate.capture.claims import Claims
 from foveate.capture.records import Record
 from foveate.capture.tap import Tap, quiet
+from foveate.errors import CaptureError
 from foveate.interfaces import AttentionSource, Batch, CallKey, Outputs, Site
 
 
@@ -35,16 +36,28 @@ def tapped_forward(
         if call is not None:
             take(call, record)
 
-    tap = make_tap(source.module, sink, heads=claims.heads, grad=grad)
+    tap = make_tap(source.module, sink, heads=claims.heads, grad=grad, kernels=source.kernels)
     with eager_stance(source.module), tap:
         outputs = source.forward(batch, grad=grad)
     # A softmax of a declared module counts even where the tap could not follow it to its values.
     with quiet():
         for record in tap.unlinked:
-            if claims.find(record.name) is not None:
+            found = claims.find(record.name)
+            if found is not None:
+                _check_sampled(record, *found)
                 sink(record)
     claims.require(needed)
     return outputs, claims
+
+
+def _check_sampled(record: Record, site: Site, layer: int) -> None:
+    """Deformable weights without sampling points: a kernel that nobody named took them."""
+    if site.form == "deformable" and record.form != "deformable":
+        raise CaptureError(
+            f"capture: {site.id} layer {layer} ({record.name}): the softmax was seen, but not where it sampled",
+            remedy="name the compiled function in AttentionSource.kernels, 'package.module:function', "
+            "or switch the model to its plain PyTorch sampling",
+        )
 
 
 @contextmanager

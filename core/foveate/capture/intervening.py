@@ -11,12 +11,11 @@ rollout and relevance of the changed model are made in the usual way::
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,8 +27,9 @@ from foveate.capture.forward import eager_stance
 from foveate.capture.interventions import Here, Intervention
 from foveate.capture.owners import Owners, nearest
 from foveate.capture.records import Record
+from foveate.capture.sampled_edits import SAMPLING, SampledEdits
 from foveate.capture.scores import GivenScores, ProductScores, Scores
-from foveate.capture.tap import SOFTMAXES, Tap, head_count, unseen
+from foveate.capture.tap import SOFTMAXES, Tap, head_count, own_work, unseen
 from foveate.capture.targets import (
     Labels,
     chosen_by_mask,
@@ -76,13 +76,14 @@ def intervene(
     a trace of it, or the labels themselves. Choices by position and masks do without. Contexts nest: the inner
     one acts first. Yields the editor, whose ``applied`` says what was done.
 
-    Raises UsageError for a site, layer or head that does not exist, for labels that are needed but not given, and
-    for deformable sites; CaptureError for a row without keys, for labels that do not fit, and, at the end, for a
-    chosen layer that never ran. The model is untouched whatever happens.
+    Raises UsageError for a site, layer or head that does not exist, for labels that are needed but not given,
+    and for softmaxes over queries (slots); CaptureError for a row without keys, for labels that do not fit, and,
+    at the end, for a chosen layer that never ran. The model is untouched whatever happens.
     """
     editor = _editor(target, interventions, on)
     root = target if isinstance(target, nn.Module) else target.module
-    with eager_stance(root), Tap(root, _forget, heads=editor.heads), editing.active(editor):
+    kernels = () if isinstance(target, nn.Module) else target.kernels
+    with eager_stance(root), Tap(root, _forget, heads=editor.heads, kernels=kernels), editing.active(editor):
         yield editor
     editor.require_all_ran()
 
@@ -97,14 +98,19 @@ class Intervening:
         declared: Mapping[str, Hashable],
         heads: Callable[[str], int | None],
         labels: Labels | None = None,
+        deformable: Collection[str] = (),
     ) -> None:
         self.heads = heads
+        self._deformable = frozenset(deformable)
         self._owners, self._jobs, self._declared, self._labels = owners, jobs, declared, labels
         self._outer = editing.outer()
         self._ran: Counter[Hashable] = Counter()
         self._done: dict[tuple[int, str, int], list[int]] = {}
         self._follower = Follower(_forget, _forget)
         self._silenced: dict[Pending, tuple[int, HeadValues]] = {}
+        self._sampled = SampledEdits[list[tuple[int, Here]]](
+            owners, lambda scores, calls: self._change(scores, calls)[1]
+        )
         self._masks: dict[Hashable, Tensor] = {}
 
     @property
@@ -145,10 +151,18 @@ class Intervening:
         if func in SOFTMAXES:
             with editing.edited():
                 return self._softmax(run, func, args, kwargs)
-        if self._silenced and func in CARRIERS:
+        if self._sampled.waiting and func in SAMPLING:
+            with editing.edited():
+                out = self._sampled.around(run, func, args, kwargs)
+        elif self._silenced and func in CARRIERS:
             out = run(func, args, kwargs)
+        else:
+            return self._other(run, func, args, kwargs)
+        if func in CARRIERS:
             self._follower.carry(args, out)
-            return out
+        return out
+
+    def _other(self, run: Run, func: Any, args: Any, kwargs: Any) -> Any:
         if self._silenced and func in PRODUCTS:
             return self._product(run, func, args, kwargs)
         return run(func, args, kwargs)
@@ -157,7 +171,7 @@ class Intervening:
         name, calls = self._arrive()
         if not calls:
             return run(func, args, kwargs)
-        with _own_work(args[0] if args else kwargs["query"]):
+        with own_work(args[0] if args else kwargs["query"]):
             scores = ProductScores(self._head_count(name), *args, **kwargs)
             changed, values = self._change(scores, calls)
             if values:
@@ -175,9 +189,13 @@ class Intervening:
         name, calls = self._arrive()
         if not calls:
             return run(func, args, kwargs)
+        if self._is_deformable(name):
+            out = run(func, args, kwargs)
+            self._sampled.start(name, out, dim % given.dim(), calls)
+            return out
         if dim % given.dim() != given.dim() - 1:
             raise CaptureError(f"intervene: {calls[0][1].where} is normalised over another axis than its keys")
-        with _own_work(given):
+        with own_work(given):
             scores = GivenScores(given, self._head_count(name))
             changed, values = self._change(scores, calls)
             new = scores.result()
@@ -201,8 +219,6 @@ class Intervening:
             out = run(func, changed, kwargs)
         self._follower.multiply(func, changed, out)
         return out
-
-    # --------------------------------------------------------------------------------- choices
 
     def _arrive(self) -> tuple[str, list[tuple[int, Here]]]:
         """Which module is at work, and the interventions (by number) that concern it."""
@@ -249,6 +265,10 @@ class Intervening:
             else edges & chosen_by_mask(intervention, shape, here).to(edges.device)
         )
 
+    def _is_deformable(self, name: str) -> bool:
+        sampled = nearest(name, self._declared) in self._deformable
+        return sampled or hasattr(self._owners.module(name), "sampling_offsets")
+
     def _labels_of(self, call: CallKey) -> CallLabels | None:
         """Labels of a call; a second forward in the same context has those of the first."""
         if self._labels is None or isinstance(self._labels, CallLabels):
@@ -271,7 +291,8 @@ def _editor(
     jobs = [Job(one, source_places(target, claims, one)) for one in interventions]
     labels = intact_labels(target, interventions, on)
     declared = {path: (site.id, layer) for path, (site, layer) in claims.declared.items()}
-    return Intervening(Owners(target.module), jobs, declared, claims.heads, labels)
+    sampled = [path for path, (site, _) in claims.declared.items() if site.form == "deformable"]
+    return Intervening(Owners(target.module), jobs, declared, claims.heads, labels, sampled)
 
 
 def _module_editor(
@@ -283,13 +304,6 @@ def _module_editor(
     jobs = [Job(one, module_places(module, one)) for one in interventions]
     declared = {path: path for job in jobs for path in job.places}
     return Intervening(Owners(module), jobs, declared, lambda path: None, on)
-
-
-@contextmanager
-def _own_work(like: Tensor) -> Iterator[None]:
-    """Work of the editor: seen by no tap, in the dtypes it says, with gradients as the caller has them."""
-    with unseen(), torch.autocast(like.device.type, enabled=False):
-        yield
 
 
 def _forget(record: Record) -> None:

@@ -2,7 +2,9 @@
 
 Every intervention names a site, layers and heads and, where it concerns edges, queries and keys by label
 (:mod:`foveate.capture.edges`). All act before the softmax, so that rows are distributions again and knocked-out
-weights are exactly 0; the model's own masks are kept. Gradients flow through what is left.
+weights are exactly 0; the model's own masks are kept. Deformable attention has no softmax over keys: there they
+act on the bilinear shares of its points (:mod:`foveate.capture.sampled_scores`). Gradients flow through what is
+left.
 
 - :class:`Knockout` blocks edges (attention knockout, Geva et al. 2023, EMNLP, eq. 10).
 - :class:`ScaleAttention` multiplies weights by a factor; rows are renormalised.
@@ -88,15 +90,23 @@ class Intervention(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Knockout(Intervention):
-    """Chosen queries cannot read from chosen keys; the rest of each row is renormalised.
+    """Chosen queries cannot read from chosen keys.
 
-    A row that would keep no key at all is a CaptureError: attention to nothing is not defined.
+    ``renormalise``: whether the rest of each row is scaled up to the row's total. None does what the attention
+    itself does: a softmax renormalises, and a deformable point whose cell is blocked reads zero there, as it does
+    outside the picture. Softmaxes know no other way; with True a deformable row keeps its in-image mass.
+    Where rows are renormalised, one that would keep no key at all is a CaptureError: attention to nothing is not
+    defined.
     """
+
+    renormalise: bool | None = None
 
     def change(self, scores: Scores, edges: Tensor, here: Here) -> None:
         """Mask the edges."""
-        before = scores.visible()
-        dead = before.any(-1) & ~(before & ~edges).any(-1)
+        if not _renormalises(self.renormalise, scores, here, self.name):
+            scores.multiply(edges, 0.0)
+            return
+        dead = scores.emptied(edges)
         if bool(dead.any()):
             sample, head, query = (int(i) for i in dead.nonzero()[0])
             raise CaptureError(
@@ -109,9 +119,11 @@ class Knockout(Intervention):
 
 @dataclass(frozen=True, eq=False)
 class ScaleAttention(Intervention):
-    """Weights of chosen edges times ``factor``; rows are renormalised. Factor 0 is a knockout."""
+    """Weights of chosen edges times ``factor``; ``renormalise`` as for :class:`Knockout`. Factor 0 is a
+    knockout."""
 
     factor: float = 1.0
+    renormalise: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,6 +134,8 @@ class ScaleAttention(Intervention):
         """Add ln factor to the scores of the edges."""
         if self.factor == 0:
             Knockout.change(self, scores, edges, here)  # type: ignore[arg-type]  # the same rule
+        elif not _renormalises(self.renormalise, scores, here, self.name):
+            scores.multiply(edges, self.factor)
         elif self.factor != 1:
             bias = torch.zeros(edges.shape, dtype=torch.float64, device=edges.device)
             scores.add(bias.masked_fill(edges, float(np.log(self.factor))))
@@ -133,8 +147,9 @@ class Replace(Intervention):
 
     ``by``: "uniform"; "shuffled" (every head and query permutes its own weights by a draw of its own, fixed by
     ``seed``, site and layer and the same for every sample); an array ``(batch | 1, head | 1, query, key)`` whose
-    rows sum to 1; or the attention of another input: a record, or ``trace.records`` (by call). With all
-    keys chosen, rows are replaced as a whole. Keys that the model masks stay masked.
+    rows sum to 1; or the attention of another input: a record, or ``trace.records`` (by call). With all keys
+    chosen, rows are replaced as a whole. Keys that the model masks stay masked. In deformable attention, whose
+    rows sum to their in-image mass, an array's or another input's weights are taken as they are, mass included.
     """
 
     by: Literal["uniform", "shuffled"] | Weights | Mapping[CallKey, Weights] = "uniform"
@@ -155,8 +170,10 @@ class Replace(Intervention):
         free = (edges & scores.visible()).expand(own.shape)
         if isinstance(self.by, str) and self.by == "shuffled":
             new = shuffled(own, free, _generator(self.seed, here.call))
-        else:
+        elif isinstance(self.by, str) or scores.sums_to_one:
             new = redistributed(own, free, self._shape_of(own, here))
+        else:
+            new = torch.where(free, self._shape_of(own, here), own)
         scores.put(free.any(-1, keepdim=True), new)
 
     def _shape_of(self, own: Tensor, here: Here) -> Tensor:
@@ -213,6 +230,16 @@ class AblateHeads(Intervention):
         means = torch.zeros(heads, 1) if isinstance(self.to, str) else _of_call(self.to, here.call, self.name)
         chosen = numbers(self.heads)
         return {head: means[head] for head in (range(heads) if chosen is None else chosen)}
+
+
+def _renormalises(wanted: bool | None, scores: Scores, here: Here, name: str) -> bool:
+    """Whether rows keep their total. UsageError where a softmax would have to lose some."""
+    if scores.sums_to_one and wanted is False:
+        raise UsageError(
+            f"{name}: {here.where} is normalised by its softmax, so renormalise=False is not possible",
+            remedy="leave renormalise out; it is for deformable attention",
+        )
+    return scores.sums_to_one if wanted is None else wanted
 
 
 def numbers(chosen: Numbers) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ it is 0 in every dtype, and scores of q and k come nowhere near."""
 
 class Scores(ABC):
     """Scores of one call."""
+
+    sums_to_one: ClassVar[bool] = True
+    """Whether a softmax follows, so that rows are distributions whatever is done to them."""
 
     @property
     @abstractmethod
@@ -56,6 +59,15 @@ class Scores(ABC):
     @abstractmethod
     def put(self, rows: Tensor, weights: Tensor) -> None:
         """Give ``rows`` (bool, key axis of size 1) weights in these proportions."""
+
+    def multiply(self, edges: Tensor, factor: float) -> None:
+        """Multiply weights on ``edges`` without renormalising; only where no softmax follows."""
+        raise NotImplementedError
+
+    def emptied(self, edges: Tensor) -> Tensor:
+        """Rows that would be left without any key if ``edges`` were blocked, bool (batch, head, query)."""
+        before = self.visible()
+        return before.any(-1) & ~(before & ~edges).any(-1)
 
     def weights(self) -> Tensor:
         """The softmax of the scores as they are; rows that see no key are zero."""

@@ -1,9 +1,10 @@
 """The tap: sees every attention call of a running model and leaves a lazy record of each.
 
-One ``TorchFunctionMode`` watches ``F.scaled_dot_product_attention``, ``F.multi_head_attention_forward``,
-softmax in its spellings and ``F.grid_sample``. The model keeps its own fast attention, nothing is patched
-and no hook is set, so there is nothing to undo when a forward raises. ``nn.MultiheadAttention``'s
-C++ fast path switches itself off under the mode (at most 7e-7 apart from the Python path).
+One ``TorchFunctionMode`` watches ``F.scaled_dot_product_attention``, ``F.multi_head_attention_forward``, softmax
+in its spellings and ``F.grid_sample``. The model keeps its own fast attention, nothing is patched (but the
+entries of deformable kernels, see :mod:`foveate.capture.kernels`) and no hook is set, so there is nothing to
+undo when a forward raises. ``nn.MultiheadAttention``'s C++ fast path switches itself off under the mode (at most
+7e-7 apart from the Python path).
 
 A softmax is attention only if its result is multiplied with values: the tap follows the weights through casts and
 reshapes to that product (:mod:`foveate.capture.follow`). Everything else it lets pass.
@@ -12,8 +13,8 @@ reshapes to that product (:mod:`foveate.capture.follow`). Everything else it let
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import FunctionType, TracebackType
 from typing import Any
 
@@ -25,8 +26,10 @@ from torch.overrides import TorchFunctionMode
 from foveate.capture import editing
 from foveate.capture.dense import DenseRecord
 from foveate.capture.follow import CARRIERS, PRODUCTS, Follower
+from foveate.capture.kernels import kernel_entries
 from foveate.capture.owners import Owners
 from foveate.capture.records import Record
+from foveate.capture.sampled_call import complete
 from foveate.errors import CaptureError
 
 Sink = Callable[[Record], None]
@@ -59,6 +62,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def own_work(like: Tensor) -> Iterator[None]:
+    """Work of an editor: seen by no tap, in the dtypes it says, with gradients as the caller has them."""
+    with unseen(), torch.autocast(like.device.type, enabled=False):
+        yield
+
+
 class Tap(TorchFunctionMode):
     """Record the attention calls of ``module`` while active::
 
@@ -69,7 +79,8 @@ class Tap(TorchFunctionMode):
     ``sink`` receives each record when its call is complete (default: append to :attr:`records`).
     ``heads`` says how many heads share the first axis of three-axis calls, by module path. With ``grad``
     an output that no gradient reaches (learned queries behind frozen weights) becomes a leaf, so
-    that dL/dO exists for every call. Raises CaptureError where the mode cannot see the forward.
+    that dL/dO exists for every call. ``kernels`` names further functions that compute deformable attention below
+    torch (:mod:`foveate.capture.kernels`). Raises CaptureError where the mode cannot see the forward.
     """
 
     def __init__(
@@ -79,6 +90,7 @@ class Tap(TorchFunctionMode):
         *,
         heads: Callable[[str], int | None] | None = None,
         grad: bool = False,
+        kernels: Iterable[str] = (),
     ) -> None:
         super().__init__()
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -94,6 +106,7 @@ class Tap(TorchFunctionMode):
         self._sink: Sink = sink or self.records.append
         self._heads = heads or (lambda path: None)
         self._follower = Follower(self._emit, self.unlinked.append)
+        self._kernels, self._entries = tuple(kernels), ExitStack()
         self._thread: int | None = None
         self._handlers: Mapping[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._attention,
@@ -105,6 +118,7 @@ class Tap(TorchFunctionMode):
             torch.mul: self._weigh,
             Tensor.sum: self._add_up,
             torch.sum: self._add_up,
+            complete: self._complete,
             **dict.fromkeys(CARRIERS, self._carry),
             **dict.fromkeys(PRODUCTS, self._multiply),
             **dict.fromkeys(SOFTMAXES, self._softmax),
@@ -113,6 +127,7 @@ class Tap(TorchFunctionMode):
     def __enter__(self) -> Tap:
         if self._thread is not None:
             raise CaptureError("Tap: already active", remedy="make a new Tap for a nested capture")
+        self._entries.enter_context(kernel_entries(self.owners.root, self._kernels))
         self._thread = threading.get_ident()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -121,6 +136,7 @@ class Tap(TorchFunctionMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._entries.close()
         if threading.get_ident() != self._thread:
             raise CaptureError("Tap: entered on one thread and left on another", remedy="use it on one thread")
         self._thread = None
@@ -135,8 +151,13 @@ class Tap(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         editor = editing.current()
         if editor is not None:
-            return editor.around(handler, func, args, kwargs or {})
+            return editor.around(self._run, func, args, kwargs or {})
         return handler(func, args, kwargs or {})
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run and record one call, whichever an editor made of it."""
+        handler = self._handlers.get(func)
+        return func(*args, **kwargs) if handler is None else handler(func, args, kwargs)
 
     # ------------------------------------------------------------------------------- whole calls
 
@@ -202,6 +223,11 @@ class Tap(TorchFunctionMode):
         out = func(*args, **kwargs)
         if self._follower.weighed(args):
             self._follower.add_up(args, self._in_graph(out))
+        return out
+
+    def _complete(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out, call, weights = func(*args, **kwargs), args[1], args[2]
+        self._follower.completed(call, weights, self._in_graph(out), self._owner())
         return out
 
     # ------------------------------------------------------------------------------------ helpers

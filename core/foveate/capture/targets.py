@@ -20,7 +20,7 @@ from foveate.interfaces import AttentionSource, Batch, CallKey, CallLabels, Site
 
 Labels = CallLabels | Mapping[CallKey, CallLabels]
 
-_OTHER = "choose another site: only softmax over keys can be changed"
+_OTHER = "choose another site: only attention over keys can be changed"
 
 
 def chosen_edges(intervention: Intervention, shape: Shape, labels: CallLabels | None, here: Here) -> Tensor:
@@ -81,7 +81,7 @@ def source_places(
 
 
 def _check_site(intervention: Intervention, site: Site) -> None:
-    if site.form == "deformable" or site.normalised_over != "key":
+    if site.form != "deformable" and site.normalised_over != "key":
         raise UsageError(
             f"{intervention.name}: {site.id} is {site.form} and normalised over its {site.normalised_over}s",
             remedy=_OTHER,
@@ -105,8 +105,6 @@ def module_places(module: nn.Module, intervention: Intervention) -> dict[str, tu
             f"{intervention.name}: no module of {type(module).__name__} matches {intervention.site!r}",
             remedy="give a path of module.named_modules(), with * for one segment: 'blocks.*.attn'",
         )
-    if any(hasattr(inner, "sampling_offsets") for path in paths for inner in module.get_submodule(path).modules()):
-        raise UsageError(f"{intervention.name}: {intervention.site!r} matches deformable attention", remedy=_OTHER)
     layers = numbers(intervention.layers)
     _check_layers(intervention, layers, set(range(len(paths))))
     return {

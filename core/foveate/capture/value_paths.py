@@ -9,7 +9,7 @@ which head and channel, whatever the layout (Swin's rolled windows included).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,8 +97,9 @@ class ValueTap(Tap):
         *,
         heads: Callable[[str], int | None] | None = None,
         grad: bool = False,
+        kernels: Iterable[str] = (),
     ) -> None:
-        super().__init__(module, sink, heads=heads, grad=grad)
+        super().__init__(module, sink, heads=heads, grad=grad, kernels=kernels)
         self.paths: list[ValuePath] = []
         self._latest: Record | None = None
         self._trails: dict[int, tuple[weakref.ref[Tensor], _Trail]] = {}
