@@ -1,4 +1,4 @@
-"""Sources of clips small enough for loops: a joint space-time transformer, any function, and a tracker by colour."""
+"""Sources of clips small enough for loops: a space-time transformer, any function, and a tracker by colour."""
 
 from __future__ import annotations
 

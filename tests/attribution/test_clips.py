@@ -359,7 +359,7 @@ def test_own_mask_is_the_tracks_mask_in_every_frame(tracked):
 
 
 def test_drise_of_a_track_equals_a_loop_over_masks(tracked):
-    source, batch, bound, samples = tracked
+    source, batch, bound, _ = tracked
     method = DRise(masks=12, rows=5)
     got = method.attribute(source, batch, bound, seed=3)
     assert got.info["mask_cells"] == (2, 4, 4)
@@ -390,7 +390,8 @@ def test_random_masks_of_clips_show_the_share_that_was_asked_for():
     generator = torch.Generator().manual_seed(0)
     masks = torch.stack([random_mask((3, 4, 4), (6, 20, 24), 0.3, generator) for _ in range(400)])
     assert masks.shape == (400, 6, 20, 24)
-    assert float(masks.min()) >= 0.0 and float(masks.max()) <= 1.0
+    assert float(masks.min()) >= 0.0
+    assert float(masks.max()) <= 1.0
     np.testing.assert_allclose(masks.mean(0), 0.3, atol=0.09)
     assert float((masks[:, 0] - masks[:, -1]).abs().mean()) > 0.2  # frames are not one mask repeated
 

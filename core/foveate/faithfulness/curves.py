@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from scipy.integrate import trapezoid
 
-from foveate.attribution.baselines import Baseline, make_baseline
 from foveate.attribution.pooling import feature_mask
 from foveate.errors import UsageError
 from foveate.faithfulness.readings import read_as
+from foveate.faithfulness.replacement import Replacement, Show, replacer
+from foveate.faithfulness.units import CELLS, Units
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,11 +40,12 @@ MODES = ("deletion", "insertion")
 class Protocol:
     """All that fixes a perturbation score besides model, target and map.
 
-    ``steps`` equal steps from the fraction 0 to 1 of the cells, rounded to whole cells. ``scales`` are readings of
+    ``steps`` equal steps from the fraction 0 to 1 of the cells (or other units, see
+    :mod:`foveate.faithfulness.units`), rounded to whole ones. ``scales`` are readings of
     :mod:`foveate.faithfulness.readings`: output scales, of objects also followed by match.
     """
 
-    baselines: tuple[Baseline, ...] = ("mean", "blur")
+    baselines: tuple[Replacement, ...] = ("mean", "blur")
     scales: tuple[str, ...] = ("probability", "logit")
     steps: int = 10
 
@@ -87,23 +89,28 @@ def area_under(values: NDArray[np.floating], fractions: NDArray[np.float64]) -> 
 
 
 def perturbation_curves(
-    objective: Objective, orders: NDArray[np.intp], grid: CellGrid, protocol: Protocol = Protocol()
+    objective: Objective,
+    orders: NDArray[np.intp],
+    grid: CellGrid,
+    protocol: Protocol = Protocol(),
+    units: Units | None = None,
 ) -> Curves:
     """Deletion and insertion curves of every order, for every target row.
 
-    ``orders`` is ``(map, target, cell)``, most important first, over the cells of ``grid`` (frames of a
-    clip one after the other). Each distinct picture is shown to the model once, in blocks that fit the
-    objective's memory budget; results do not depend on the blocks. Raises UsageError where ``orders`` does
-    not fit the objective.
+    ``orders`` is ``(map, target, unit)``, most important first, over the cells of ``grid`` (frame cells of a clip
+    one after the other) or over the ``units`` that they are taken in. Each distinct picture is shown to the model
+    once, in blocks that fit the objective's memory budget; results do not depend on the blocks. Raises UsageError
+    where ``orders`` does not fit the objective.
     """
-    maps, targets, cells = orders.shape
-    regions = feature_mask(objective.inputs, grid)[0]
-    if targets != len(objective) or cells != int(regions.max()) + 1:
+    maps, targets, count = orders.shape
+    units = units if units is not None else CELLS.of((*objective.map_shape[:-2], *grid.shape))
+    regions = feature_mask(objective.inputs, grid, objective.frames)[0]
+    regions = torch.as_tensor(units.numbers, device=regions.device)[regions]
+    if targets != len(objective) or count != units.count:
         raise UsageError(
-            f"perturbation_curves: expected orders (map, {len(objective)}, {int(regions.max()) + 1}), "
-            f"got {orders.shape}"
+            f"perturbation_curves: expected orders (map, {len(objective)}, {units.count}), got {orders.shape}"
         )
-    counts = protocol.counts(cells)
+    counts = protocol.counts(count)
     values = np.empty(
         (maps, targets, len(MODES), len(protocol.baselines), len(protocol.scales), counts.size), np.float32
     )
@@ -112,11 +119,11 @@ def perturbation_curves(
     owner = np.repeat(np.arange(targets), [len(pictures) for pictures, _ in plan])
     starts = np.concatenate([[0], np.cumsum([len(pictures) for pictures, _ in plan])])
     for b, kind in enumerate(protocol.baselines):
-        scores = _show(objective, kept, owner, regions, make_baseline(kind, objective), protocol.scales)
+        scores = _show(objective, kept, owner, regions, replacer(kind, objective), protocol.scales)
         for target, (_, where) in enumerate(plan):
             block = scores[starts[target] : starts[target + 1]][where]  # (map, mode, step, scale)
             values[:, target, :, b] = block.transpose(0, 1, 3, 2)
-    return Curves(values, counts / cells, len(kept) * len(protocol.baselines))
+    return Curves(values, counts / count, len(kept) * len(protocol.baselines))
 
 
 def forward_count(maps: int, random_orders: int, cells: int, protocol: Protocol) -> int:
@@ -141,19 +148,17 @@ def _show(
     kept: NDArray[np.bool_],
     owner: NDArray[np.intp],
     regions: torch.Tensor,
-    baseline: torch.Tensor,
+    show: Show,
     scales: tuple[str, ...],
 ) -> NDArray[np.float32]:
-    """Scores ``(picture, scale)`` of inputs whose cells are kept where ``kept`` and replaced elsewhere."""
+    """Scores ``(picture, scale)`` of inputs whose units are kept where ``kept`` and replaced elsewhere."""
     size = objective.rows(grad=False)
     scores = np.empty((len(kept), len(scales)), np.float32)
     for start in range(0, len(kept), size):
         block = slice(start, start + size)
         index = torch.as_tensor(owner[block], device=regions.device)
         keep = torch.as_tensor(kept[block], device=regions.device)[:, regions]
-        scores[block] = _scored(
-            objective, torch.where(keep, objective.inputs[index], baseline[index]), index, scales
-        )
+        scores[block] = _scored(objective, show(keep, index), index, scales)
     return scores
 
 

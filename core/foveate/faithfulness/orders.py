@@ -27,7 +27,7 @@ TIE_RULE = "ties and unknown cells in one random order per sample, shared by all
 def to_cells(values: ArrayLike, grid: CellGrid, cells: CellGrid) -> NDArray[np.float64]:
     """Maps ``(target, [frame,] y, x)`` on ``grid`` as values of the model's cells, ``(target, cell)``.
 
-    Both grids are in pixels of the model's input. Frames of a clip follow each other along ``cell``.
+    Both grids are in pixels of the model's input. Frame cells of a clip follow each other along ``cell``.
     Area-weighted means; NaN where the map says nothing.
     """
     array = np.asarray(values, dtype=np.float64)
