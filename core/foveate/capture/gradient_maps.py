@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.capture.blocks import left_product
 from foveate.capture.gradients import Round, by_round
+from foveate.capture.merging import pull_back
 from foveate.capture.records import Record
 from foveate.capture.streams import start_of_reading, stream_tokens, through_calls
 from foveate.capture.trace import Trace
@@ -39,7 +40,7 @@ def grad_attention(trace: Trace, bound: BoundTarget, *, keep_graph: bool = True)
         parts = [_weighted_rows(trace, call, backward.gradients.get(call), start) for call in calls]
         found = torch.stack(parts).sum(0)
         for merge in merges:
-            found = found @ merge.matrix.to(found)
+            found = pull_back(found, merge.matrix)
         return found
 
     return by_round(trace, bound, weights, one, keep_graph=keep_graph, calls=calls)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from foveate.capture.gradients import Round, by_round
+from foveate.capture.merging import pull_back
 from foveate.capture.streams import bottom_rows, own_part, start_of_reading, stream_tokens, through_calls
 from foveate.capture.trace import Trace
 from foveate.errors import CaptureError, UsageError
@@ -120,8 +121,7 @@ class _Sweep:
             return
         here = self.state.pop(step.target)
         for source, weights in step.parts:
-            matrix = weights.to(here.total)
-            moving, total = here.moving @ matrix, here.total @ matrix
+            moving, total = pull_back(here.moving, weights), pull_back(here.total, weights)
             before = self.state.get(source)
             if before is not None:
                 moving, total = before.moving + moving, before.total + total

@@ -17,6 +17,7 @@ from torch import Tensor
 from foveate.capture.blocks import support
 from foveate.capture.certificate import spread
 from foveate.capture.fusion import Fusion, Joined
+from foveate.capture.merging import pull_back
 from foveate.capture.streams import at_queries, bottom_rows, own_part, packing_of, start_of_reading, through_calls
 from foveate.capture.tap import quiet
 from foveate.capture.trace import Trace
@@ -136,7 +137,7 @@ def _unmerge(step: MergeStep, vectors: Vectors) -> None:
     if step.target in vectors:
         moved = vectors.pop(step.target)
         for source, matrix in step.parts:
-            _add(vectors, source, moved @ matrix.to(moved))
+            _add(vectors, source, pull_back(moved, matrix))
 
 
 def _add(vectors: Vectors, stream: str, moved: Tensor) -> None:
