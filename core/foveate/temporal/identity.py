@@ -23,8 +23,8 @@ class Transport:
     """One frame of a tracker; all float64 over ``(track,)``, NaN for tracks that are not there.
 
     ``own`` is the attention of a track's row on the query whose mask overlaps the track's mask most; ``chance``
-    what a uniform row gives (one over the queries); ``overlap`` the IoU of the two masks; ``agrees`` 1 where that query
-    also gets the row's largest weight.
+    what a uniform row gives (one over the queries); ``overlap`` the IoU of the two masks; ``agrees`` 1 where that
+    query also gets the row's largest weight.
     """
 
     own: NDArray[np.float64]
