@@ -6,9 +6,27 @@ from foveate.plugins.hooks import hookimpl
 from foveate.plugins.specs import SourceSpec
 
 FOVEATE_API = (1, 0)
+_REQUIRES, _REMEDY = ("transformers",), 'pip install "foveate[dvis]"'
 
 
 @hookimpl
 def foveate_sources() -> list[SourceSpec]:
     """Video models."""
-    return []
+    return [
+        SourceSpec(
+            name="video-vit",
+            target="foveate_dvis.video_vit:VideoSource",
+            summary="VideoMAE, ViViT, V-JEPA 2: clips through joint space-time attention",
+            capabilities=frozenset({"spatial", "temporal", "gradients"}),
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
+        SourceSpec(
+            name="timesformer",
+            target="foveate_dvis.video_vit_divided:DividedSource",
+            summary="TimeSformer: clips through attention over time, then over space",
+            capabilities=frozenset({"spatial", "temporal", "gradients"}),
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
+    ]
