@@ -435,7 +435,8 @@ class SitePlan:
     ``rows``: "readout" (the rows the answer is read from, weighted), "all" (full matrices), "none", or
     explicit query positions. ``reductions`` are exact over all rows in linear memory: any of
     ``entropy`` (sample, head, query), ``received`` (sample, head, key: mean over queries of the column),
-    ``head_mean`` (sample, query, key), ``topk`` (values and indices of the k largest keys a row).
+    ``head_mean`` (sample, query, key), ``topk`` (values and indices of the k largest keys a row). At deformable
+    sites ``points`` keeps the sampling points of the rows kept: location, weight, inside, level.
     """
 
     site: str
@@ -494,7 +495,7 @@ class AttentionSource(ABC):
     ignored: Mapping[str, str] = {}
     """Module path (or prefix ending in ``*``) -> why its softmax, SDPA or grid-sample is not attention."""
     kernels: tuple[str, ...] = ()
-    """``"package.module:function"``: compiled deformable attention that the model calls; foveate.capture.kernels."""
+    """``"package.module:function"``: compiled deformable attention that it calls; see foveate.capture.kernels."""
 
     @classmethod
     @abstractmethod

@@ -20,6 +20,7 @@ from foveate.capture.certificate import Certificate, check_record
 from foveate.capture.forward import tapped_forward
 from foveate.capture.labels import call_labels, join_leading, on_axis
 from foveate.capture.plan import SiteJob, site_jobs
+from foveate.capture.points import ARRAYS, POINTS, kept_points, on_input, sizes_of
 from foveate.capture.records import Check, Record, Shape
 from foveate.capture.reductions import reduce_rows
 from foveate.capture.selection import Selection
@@ -40,7 +41,18 @@ from foveate.interfaces import (
 HEAD_AXIS = {"attention": -3, "entropy": -2, "received": -2}
 """What ``heads="mean"`` averages, and where its head axis is; so all arrays of a site agree on the axis."""
 
-ROW_AXES = {"attention": -2, "allowed": -2, "entropy": -1, "head_mean": -2, "topk_value": -2, "topk_index": -2}
+ROW_AXES = {
+    "attention": -2,
+    "allowed": -2,
+    "entropy": -1,
+    "head_mean": -2,
+    "topk_value": -2,
+    "topk_index": -2,
+    "location": -3,
+    "weight": -2,
+    "inside": -2,
+    "level": -2,
+}
 """Where each array has the query axis."""
 KEY_AXES = {"attention": -1, "allowed": -1, "received": -1, "head_mean": -1}
 """Where each array has the key axis."""
@@ -61,6 +73,10 @@ class SiteCapture:
     - ``allowed`` bool (..., layer, query, key), over the rows kept, at sites with masks besides a causal one
       and at ragged ones: False where no head of the row could read the key, where ``CallLabels.valid`` hides it
       from the sample, and where the row or the key does not exist
+
+    - ``location`` (..., layer, head, query, point, 2): (y, x) in pixels of the model's input, ``weight``,
+      ``inside`` (bool) and ``level`` (int32) (..., layer, head, query, point): the sampling points of the rows
+      kept, where the plan's reductions name ``points`` (:mod:`foveate.capture.points`)
 
     At a site with ragged axes a row or key that does not exist in a frame (a track before its birth) has attention
     0 and is not ``allowed``; ``entropy``, ``received`` and ``topk_value`` are NaN there, ``topk_index`` -1. At
@@ -118,6 +134,12 @@ class _Part:
     shapes: dict[CallKey, Shape] = field(default_factory=dict)
     arrays: dict[CallKey, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     waiting: dict[CallKey, Record] = field(default_factory=dict)
+    levels: dict[CallKey, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def keep_points(self, call: CallKey, record: Record, selection: Selection, labels: CallLabels | None) -> None:
+        """Sampling points of the rows kept; their levels' sizes until the keys are labelled."""
+        self.arrays[call].update(kept_points(record, selection, labels, f"{call.site} layer {call.layer}"))
+        self.levels[call] = sizes_of(record)
 
     @property
     def masked(self) -> bool:
@@ -145,6 +167,8 @@ class _Collector:
         part.arrays[call] = {name: array.cpu() for name, array in found.items()}
         if part.masked and part.job.plan.rows == "all":
             part.arrays[call]["allowed"] = allowed(record, slice(None)).cpu()
+        if POINTS in part.job.plan.reductions and part.job.plan.rows == "all":
+            part.keep_points(call, record, Selection("all"), None)
         if part.selection is not None and part.selection.ready(record):
             self._keep(part, call, record, None)
         else:
@@ -173,6 +197,8 @@ class _Collector:
         part.arrays[call]["attention"] = selection.take(record, labels).float().cpu()
         if part.masked:
             part.arrays[call]["allowed"] = allowed_rows(record, selection, labels).cpu()
+        if POINTS in part.job.plan.reductions:
+            part.keep_points(call, record, selection, labels)
 
 
 def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outputs) -> SiteCapture:
@@ -182,6 +208,9 @@ def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outpu
     first = labels[min(labels)]
     _hide(part, labels)
     _place(part, labels)
+    for call, sizes in part.levels.items():
+        found = part.arrays[call]
+        found["location"] = on_input(found["location"], found["level"], sizes, labels[call].key)
     arrays = {}
     for name, example in part.arrays[min(labels)].items():
         arrays[name] = _stacked(part, labels, name, absent(name, example.dtype, ragged=bool(job.site.ragged)))
@@ -225,7 +254,7 @@ def _place(part: _Part, labels: Mapping[CallKey, CallLabels]) -> None:
 def _placed(name: str, array: Tensor, said: CallLabels, *, rows: bool) -> Tensor:
     """One array of one call on the common axes. Kept ``rows`` are there already, unless all are kept."""
     fill = absent(name, array.dtype, ragged=True)
-    over_rows = rows or name not in ("attention", "allowed")
+    over_rows = rows or name not in ("attention", "allowed", *ARRAYS)
     if said.key_place is not None and name == "topk_index":
         array = torch.tensor(said.key_place.index, dtype=array.dtype)[array.long()]
     if said.query_place is not None and name in ROW_AXES and over_rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from foveate.capture.points import POINTS, check_points
 from foveate.capture.reductions import REDUCTIONS, Fold, Full, check_reductions
 from foveate.capture.selection import Selection
 from foveate.errors import UsageError
@@ -23,7 +24,7 @@ class SiteJob:
     def folds(self) -> tuple[type[Fold], ...]:
         """Reductions over all rows, the full matrix among them where all rows are kept."""
         full = (Full,) if self.plan.rows == "all" else ()
-        return (*full, *(REDUCTIONS[name] for name in self.plan.reductions))
+        return (*full, *(REDUCTIONS[name] for name in self.plan.reductions if name != POINTS))
 
     def selection(self, readouts: Mapping[str, Readout], *, fixed: bool = True) -> Selection | None:
         """The rows to keep as far as ``readouts`` tells; None where it does not (yet).
@@ -51,7 +52,8 @@ def site_jobs(source: AttentionSource, plan: CapturePlan) -> dict[str, SiteJob]:
             )
         site = known[part.site]
         jobs[site.id] = SiteJob(site, part, _layers(site, part))
-        check_reductions(part.reductions)
+        check_reductions(name for name in part.reductions if name != POINTS)
+        check_points(site, part)
     return jobs
 
 
