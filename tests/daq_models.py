@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from foveate_dvis.daq.config import DaqConfig, RefinerConfig, ResNetConfig, TrackerConfig
 from foveate_dvis.daq.loading import random_daq
 from foveate_dvis.daq.network import DvisDaq
+from foveate_dvis.daq.outputs import SegmenterOutputs
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "dvis_daq"
 
@@ -81,8 +82,16 @@ def sharpened(model: DvisDaq, seed: int) -> DvisDaq:
         for name, value in model.named_parameters():
             if "queries_features" in name or "queries_embedder" in name or "bg_slots" in name or "new_ins" in name:
                 value.copy_(torch.randn(value.shape, generator=generator))
+            elif "sampling_offsets" in name or "attention_weights" in name:
+                continue
             elif name.endswith(("in_proj_weight", "q_proj.weight", "k_proj.weight", "project_k.weight")):
                 value.mul_(4)
+            elif "self_attention_layers" in name and name.endswith("out_proj.weight"):
+                value.mul_(0.3)  # rows that mix less stay apart
+            elif name.startswith("tracker.transformer_cross") and name.endswith("out_proj.weight"):
+                value.mul_(2)
+            elif "pos_embed.layers" in name and name.endswith("weight"):
+                value.mul_(3)
             elif "class_embed" in name or "class_predictor" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
             elif name.endswith("bias") or "norm" in name:
@@ -99,6 +108,46 @@ def frames(count: int, *, seed: int = 0, height: int = 32, width: int = 64, dtyp
             :, None, None
         ]
     return clip.to(dtype)
+
+
+class GivenSegments(DvisDaq):
+    """A model whose segmenter's answers are given: ``frames`` say by their first number which frame they are."""
+
+    given: SegmenterOutputs
+
+    def _segment(self, window: Tensor) -> SegmenterOutputs:
+        where = window[:, 0, 0, 0].round().long()
+        given = self.given
+        return SegmenterOutputs(
+            given.logits[where], given.masks[where], given.embeds[where], given.features[where]
+        )
+
+
+def given_segments(
+    mode: str = "online", *, count: int = 6, seed: int = 0, exact: bool = False, top: int = 4, **rules: Any
+) -> tuple[GivenSegments, Tensor]:
+    """A float64 model over random segmenter answers that drift over time, and the frames that name them."""
+    local = bool(seed % 2)
+    refiner = RefinerConfig(layers=2, local_attention=local, top_tracks=top) if mode == "offline" else None
+    config = replace(TINY, refiner=refiner, tracker=replace(TINY.tracker, **rules))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GivenSegments(config, upstream_exact=exact).double().eval().requires_grad_(False)
+        for name, value in model.named_parameters():
+            if name.startswith(("tracker", "refiner")):
+                value.copy_(value * 1.5 + 0.1 * torch.randn_like(value))
+            if "class_embed" in name:
+                value.mul_(3)
+        shape = (config.num_queries, config.hidden_dim)
+        walk = torch.randn(count, *shape, dtype=torch.float64).cumsum(0)
+        model.given = SegmenterOutputs(
+            logits=2 * torch.randn(count, config.num_queries, config.num_classes + 1, dtype=torch.float64),
+            masks=torch.randn(count, config.num_queries, 4, 6, dtype=torch.float64),
+            embeds=torch.nn.functional.layer_norm(walk, (config.hidden_dim,)),
+            features=torch.randn(count, config.mask_dim, 4, 6, dtype=torch.float64),
+        )
+    clip = torch.arange(count, dtype=torch.float64)[:, None, None, None].expand(-1, 3, 32, 32)
+    return model, clip
 
 
 @contextmanager
@@ -140,8 +189,8 @@ def recorded_attention(model: DvisDaq) -> Iterator[list[tuple[str, dict[str, Ten
                 second(name, module)
             elif name.endswith("activation_proj"):
 
-                def pool(_m: Any, _a: Any, out: Tensor, name: str = name) -> None:
-                    calls.append((name, {"weights": out.softmax(dim=1).transpose(0, 1)[None, None]}))
+                def pool(_m: Any, _a: Any, out: Any, name: str = name) -> None:
+                    calls.append((name, {"weights": out[1].transpose(0, 1)[None, None, ..., None]}))
 
                 handles.append(module.register_forward_hook(pool))
     try:
