@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from foveate.data.arrays import BatchedArrays
 from foveate.data.labels import as_index, token_coordinates
 from foveate.data.layout import ArraySpec, commit_batch
 from foveate.data.ledger import Ledger
@@ -15,7 +16,7 @@ from foveate.data.manifest import Manifest
 from foveate.data.records import OK, SampleRecord, predictions_table, samples_table
 from foveate.data.run import Run
 from foveate.data.schema import root_attrs
-from foveate.data.store import BatchedArrays, create, finalise
+from foveate.data.store import create, finalise
 from foveate.geometry import Geometry
 from foveate.interfaces import Prediction, TokenAxis
 

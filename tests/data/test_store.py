@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import zarr
 
+from foveate.data.arrays import stored_specs
 from foveate.data.layout import ArraySpec
 from foveate.data.ledger import Ledger, ledger_folder, sweep
 from foveate.data.run import Run
 from foveate.data.schema import check_version, differences, digest, plain
-from foveate.data.store import create, stored_specs
+from foveate.data.store import create
 from foveate.errors import StoreError
 from run_fakes import SITE, make_run, write
 

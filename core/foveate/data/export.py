@@ -187,8 +187,9 @@ def _identity(run: Run) -> pd.DataFrame:
 def _columns(run: Run) -> pd.DataFrame:
     """Ids, what the manifest said, confidence and correctness, of captured images."""
     samples = run.samples.isel(sample=run.ok)
-    own = {"sample", "id", "path", "sha256", "status", "failure", "notes", "mask", *GEOMETRY}
-    columns = {str(name): samples[name].values for name in samples.coords if name not in own}
+    own = {"sample", "id", "path", "sha256", "status", "failure", "notes", "mask", "selection", *GEOMETRY}
+    told = [name for name in samples.coords if name not in own and samples[name].dims == ("sample",)]
+    columns = {str(name): samples[name].values for name in told}
     predictions = run.predictions.isel(sample=run.ok)
     if predictions.sizes["rank"]:
         columns["prediction"] = predictions["label"].values[:, 0]

@@ -73,12 +73,21 @@ def commit_batch(specs: Iterable[ArraySpec], samples: int) -> int:
     return min(size, BATCH_SAMPLES, _power_above(max(1, samples)))
 
 
-def cut(spec: ArraySpec, batch: int) -> Cut:
-    """Chunks and shards of one array whose commit batch is ``batch`` samples (a power of two)."""
+def cut(spec: ArraySpec, batch: int, frames: int | None = None) -> Cut:
+    """Chunks and shards of one array whose commit batch is ``batch`` samples (a power of two).
+
+    With ``frames`` a commit is a block of so many frames: no file of an array with a frame axis holds more.
+    """
     if spec.dtype == "string":
         return Cut((batch, *(max(1, n) for n in spec.shape[1:])), None)
     chunks = _inner(spec, batch)
+    if frames is not None and "frame" in spec.dims:
+        i = spec.dims.index("frame")
+        block = min(frames, spec.shape[i])
+        chunks[i] = max(side for side in range(1, min(chunks[i], block) + 1) if block % side == 0)
     shards = [batch, *(_round_up(n, c) for n, c in zip(spec.shape[1:], chunks[1:], strict=True))]
+    if frames is not None and "frame" in spec.dims:
+        shards[i] = block
     if "layer" in spec.dims:
         _split_layers(spec, shards)
     return Cut(tuple(chunks), tuple(shards)) if tuple(chunks) != tuple(shards) else Cut(tuple(chunks), None)

@@ -2,7 +2,8 @@
 
 ``run.zarr.ledger/000003.json`` exists if and only if every shard of batch 3 was written and flushed before.
 A killed job therefore resumes from the ledger alone, and nothing is lost or written twice. (Inside the
-zarr root such files would make every reader complain.)
+zarr root such files would make every reader complain.) A clip that is written a block of frames at a time has
+an entry for each block, ``000003.000012.json``, and one for itself when it is complete.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ class Ledger:
 
     def entries(self) -> dict[int, dict[str, Any]]:
         """Batch number -> entry. Raises StoreError where one cannot be read."""
-        found = {}
-        for path in sorted(self.folder.glob("[0-9]*.json")):
-            try:
-                found[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise StoreError(
-                    f"ledger {path}: not readable ({error})", remedy="delete that file and resume: it is redone"
-                ) from None
-        return found
+        whole = [path for path in sorted(self.folder.glob("[0-9]*.json")) if "." not in path.stem]
+        return {int(path.stem): _read(path) for path in whole}
 
-    def commit(self, number: int, files: Iterable[Path], entry: Mapping[str, Any]) -> None:
-        """Flush ``files`` to disk, then record the batch with their sizes and checksums."""
+    def blocks(self) -> dict[tuple[int, int], dict[str, Any]]:
+        """(batch, block of frames) -> entry, of batches that are written a block at a time."""
+        parts = sorted(self.folder.glob("[0-9]*.[0-9]*.json"))
+        keys = [tuple(map(int, path.stem.split("."))) for path in parts]
+        return {(key[0], key[1]): _read(path) for key, path in zip(keys, parts, strict=True)}
+
+    def commit(
+        self, number: int, files: Iterable[Path], entry: Mapping[str, Any], *, block: int | None = None
+    ) -> None:
+        """Flush ``files`` to disk, then record the batch (or one block of it) with their sizes and checksums."""
         sums = {}
         folders = set()
         for path in files:
@@ -45,16 +47,30 @@ class Ledger:
             folders.add(path.parent)
         for folder in folders:
             _flush_folder(folder)
-        write_json(self.folder / f"{number:06d}.json", {"batch": number, **entry, "files": sums})
+        where = {"batch": number} if block is None else {"batch": number, "block": block}
+        name = f"{number:06d}.json" if block is None else f"{number:06d}.{block:06d}.json"
+        write_json(self.folder / name, {**where, **entry, "files": sums})
 
     def forget(self, number: int) -> None:
-        """Drop one entry, before its batch is written again."""
+        """Drop the entries of one batch, before it is written again."""
         (self.folder / f"{number:06d}.json").unlink(missing_ok=True)
+        for part in self.folder.glob(f"{number:06d}.[0-9]*.json"):
+            part.unlink()
 
     def clear(self) -> None:
         """Forget every entry of this product."""
         for path in self.folder.glob("[0-9]*.json"):
             path.unlink()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(
+            f"ledger {path}: not readable ({error})", remedy="delete that file and resume: it is redone"
+        ) from None
+    return entry
 
 
 def ledger_folder(store: Path) -> Path:

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import zarr
 
+from foveate.data.arrays import BatchedArrays, empty_block
 from foveate.data.labels import Coordinate
 from foveate.data.layout import ArraySpec, commit_batch
 from foveate.data.ledger import Ledger
 from foveate.data.schema import digest
 from foveate.data.store import (
-    BatchedArrays,
     allocate,
     building,
     consolidate,
-    empty_block,
     write_coordinates,
 )
 from foveate.errors import StoreError, UsageError
@@ -31,7 +30,7 @@ from foveate.errors import StoreError, UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OWN = ("samples", "predictions", "sites")
+OWN = ("samples", "predictions", "sites", "tracks")
 """Groups of the capture itself."""
 
 

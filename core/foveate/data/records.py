@@ -10,15 +10,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from foveate.data.manifest import Manifest
+from foveate.data.sampling import duration_of, rate_of
 from foveate.data.schema import STATUS
 from foveate.geometry import Geometry
 from foveate.interfaces import Prediction
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 OK, FAILED = STATUS.index("ok"), STATUS.index("failed")
 GEOMETRY = tuple(Geometry.__dataclass_fields__)
@@ -27,8 +31,40 @@ EDGES = ("top", "left", "bottom", "right")
 
 
 @dataclass(frozen=True)
+class ClipRecord:
+    """What is known of a clip. ``frames`` of the sample, its ``fps`` and ``duration`` (seconds; NaN: not known).
+
+    Of each frame that the model read: ``frame_index`` (which frame of the sample), ``times`` (seconds from the
+    first frame of the file, NaN where not known) and ``frame_cells`` (the frame cell that it belongs to).
+    """
+
+    frames: int
+    fps: float
+    duration: float
+    frame_index: tuple[int, ...]
+    times: tuple[float, ...]
+    frame_cells: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        times: NDArray[np.float64] | None,
+        frames: int,
+        frame_index: Sequence[int],
+        frame_cells: Sequence[int],
+    ) -> ClipRecord:
+        """From the times of all ``frames`` frames of a sample and what the model read of them."""
+        read = tuple(int(i) for i in frame_index)
+        seconds = tuple(float("nan") if times is None else float(times[i]) for i in read)
+        return cls(frames, rate_of(times), duration_of(times), read, seconds, tuple(int(i) for i in frame_cells))
+
+
+@dataclass(frozen=True)
 class SampleRecord:
-    """What became of one sample. ``predictions`` are best first; ``correct`` is None where no truth is known."""
+    """What became of one sample. ``predictions`` are best first; ``correct`` is None where no truth is known.
+
+    ``clip`` is None for images and for clips that failed.
+    """
 
     status: int
     failure: str = ""
@@ -39,19 +75,28 @@ class SampleRecord:
     correct: bool | None = None
     target_label: str = ""
     target_score: float = float("nan")
+    clip: ClipRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only (masks of predictions are not kept)."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("geometry", "predictions")}
+        fields = {name: v for name, v in vars(self).items() if name not in ("geometry", "predictions", "clip")}
         geometry = None if self.geometry is None else asdict(self.geometry)
-        return {**fields, "geometry": geometry, "predictions": [_prediction_json(p) for p in self.predictions]}
+        clip = {} if self.clip is None else {"clip": asdict(self.clip)}
+        answers = [_prediction_json(p) for p in self.predictions]
+        return {**fields, "geometry": geometry, "predictions": answers, **clip}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SampleRecord:
         """The inverse of :meth:`to_json`."""
         geometry = None if data["geometry"] is None else Geometry(**data["geometry"])
         predictions = tuple(_prediction(item) for item in data["predictions"])
-        return cls(**{**data, "geometry": geometry, "predictions": predictions})
+        known = data.get("clip")
+        clip = None if known is None else ClipRecord(**{k: _frozen(value) for k, value in known.items()})
+        return cls(**{**data, "geometry": geometry, "predictions": predictions, "clip": clip})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def judge(predictions: Sequence[Prediction], truth: object) -> bool | None:
@@ -87,7 +132,33 @@ def samples_table(manifest: Manifest, records: Mapping[int, SampleRecord], besid
     for name in GEOMETRY:
         values = [getattr(r.geometry, name) if r and r.geometry else np.nan for r in known]
         coords[name] = ("sample", np.array(values, np.float64), {"units": "1" if "scale" in name else "pixel"})
+    if manifest.media == "clip":
+        coords |= clip_columns(manifest, [None if r is None else r.clip for r in known])
     return xr.Dataset(coords=coords)
+
+
+def clip_columns(manifest: Manifest, known: Sequence[ClipRecord | None]) -> dict[str, Any]:
+    """What the group ``samples`` holds of clips: frames, fps, duration, video, selection (sample); and of each
+    frame that the model read frame_index, time, frame_cell (sample, frame), -1 and NaN behind a clip's end."""
+    rows = manifest.rows
+    capacity = max((len(c.frame_index) for c in known if c), default=0)
+    dims = ("sample", "frame")
+    index, cell = (np.full((len(rows), capacity), -1, np.int64) for _ in range(2))
+    time = np.full((len(rows), capacity), np.nan)
+    for i, clip in enumerate(known):
+        if clip is not None:
+            read = slice(len(clip.frame_index))
+            index[i, read], time[i, read], cell[i, read] = clip.frame_index, clip.times, clip.frame_cells
+    return {
+        "video": ("sample", _text(row.video for row in rows), {"long_name": "recording: the unit of statistics"}),
+        "selection": ("sample", _text(row.selection.to_json() if row.selection else "" for row in rows)),
+        "frames": ("sample", np.array([c.frames if c else -1 for c in known], np.int64)),
+        "fps": ("sample", np.array([c.fps if c else np.nan for c in known], np.float64), {"units": "1/s"}),
+        "duration": ("sample", np.array([c.duration if c else np.nan for c in known], np.float64), {"units": "s"}),
+        "frame_index": (dims, index, {"long_name": "frame of the sample that the model read, -1 for none"}),
+        "time": (dims, time, {"units": "s", "long_name": "since the first frame of the file"}),
+        "frame_cell": (dims, cell, {"long_name": "frame cell that the frame belongs to, -1 for none"}),
+    }
 
 
 STATUS_FLAGS: Mapping[str, Any] = {"flag_values": list(range(len(STATUS))), "flag_meanings": " ".join(STATUS)}
@@ -123,6 +194,8 @@ def _further(best: Sequence[Sequence[Prediction]], ranks: int) -> dict[str, Any]
     """Boxes, object queries, and extras of the source (a geolocator's coordinates), where there are any."""
     every = [p for row in best for p in row]
     table: dict[str, Any] = {}
+    if any(p.track is not None for p in every):
+        table["track"] = _ranked(best, ranks, "", lambda p: p.track or "")
     if any(p.box is not None for p in every):
         for i, edge in enumerate(EDGES):
             table[f"box_{edge}"] = _ranked(best, ranks, np.nan, lambda p, i=i: p.box[i] if p.box else np.nan)

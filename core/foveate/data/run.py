@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from foveate.data.clips import Clip
 from foveate.data.labels import tokens_of
 from foveate.data.layout import ArraySpec
-from foveate.data.manifest import Row, load_row
+from foveate.data.manifest import OF_CLIPS, Row, load_row, open_row
 from foveate.data.products import OWN, ProductWriter, as_coordinate, check_name
 from foveate.data.records import GEOMETRY, OK
+from foveate.data.sampling import Selection
 from foveate.data.store import read_attrs, replace_group
 from foveate.errors import SampleError, StoreError, UsageError
 from foveate.geometry import CellGrid, Geometry
@@ -26,6 +28,10 @@ from foveate.interfaces import AttentionSource, Sample, TokenAxis
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+NOT_COLUMNS = frozenset({"sample", "path", "sha256", "status", "failure", "notes", *GEOMETRY})
+"""Coordinates of samples that are not columns of the user's table."""
 
 
 class Run:
@@ -68,6 +74,49 @@ class Run:
         if self._predictions is None:
             self._predictions = self._table("predictions").load()
         return self._predictions
+
+    @property
+    def media(self) -> Literal["image", "clip"]:
+        """What the samples are."""
+        return "clip" if "frame_index" in self.samples.coords else "image"
+
+    @property
+    def tracks(self) -> xr.Dataset:
+        """Masks, boxes and areas of the tracks of ``predictions``, by the frames that the model read.
+
+        mask (sample, rank, frame, y, x): share of each cell of :meth:`track_canvas` inside the track; box_top, ...
+        (original pixels) and area (share of the picture) (sample, rank, frame). NaN where there is no track or no
+        frame. Raises StoreError where the model gave no masks of tracks.
+        """
+        if "tracks" not in _children(self.path):
+            raise StoreError(f"{self.path}: no tracks (the model does not give masks of tracked objects)")
+        return self._table("tracks")
+
+    def track_canvas(self, i: int) -> CellGrid:
+        """The cells of ``tracks/mask`` over sample ``i``, in original pixels: they span the whole picture."""
+        geometry, sizes = self.geometry(i), self.tracks.sizes
+        height, width = geometry.original_height, geometry.original_width
+        return CellGrid.regular(sizes["y"], sizes["x"], height=height, width=width)
+
+    def frame_index(self, i: int) -> NDArray[np.int64]:
+        """Which frames of sample ``i`` the model read (frame,): positions of the frame axis of its arrays."""
+        return self._by_frame("frame_index", i)
+
+    def frame_cells(self, i: int) -> NDArray[np.int64]:
+        """The frame cell of each frame that the model read of sample ``i`` (frame,)."""
+        return self._by_frame("frame_cell", i)
+
+    def times(self, i: int) -> NDArray[np.float64]:
+        """Seconds of each frame that the model read of sample ``i`` (frame,), NaN where the clip has no clock."""
+        return self._by_frame("time", i)
+
+    def _by_frame(self, name: str, i: int) -> NDArray[Any]:
+        self._check_ok(i)
+        if self.media != "clip":
+            raise UsageError(f"{self.path}: a run of images has no frames", remedy="give a run of clips")
+        there = self.samples["frame_index"].values[i] >= 0
+        values: NDArray[Any] = self.samples[name].values[i][there]
+        return values
 
     @property
     def ok(self) -> NDArray[np.intp]:
@@ -121,16 +170,40 @@ class Run:
 
     def load_sample(self, i: int) -> Sample:
         """Decode sample ``i`` again. Raises SampleError where the file is gone or is not the same any more."""
+        return self._checked(load_row(self._row(i)), i)
+
+    def load_frames(self, i: int, start: int = 0, stop: int | None = None) -> Sample:
+        """Frames ``start`` to ``stop`` (excluded) of clip ``i``; no others are held. Raises SampleError."""
+        return self._checked(self.open_clip(i).read(start, stop), i)
+
+    def open_clip(self, i: int) -> Clip:
+        """Clip ``i``, opened but not decoded. Raises SampleError, and UsageError where it is an image."""
+        row = self._row(i)
+        if row.selection is None:
+            raise UsageError(f"{self.path}: sample {row.id!r} is an image", remedy="load_sample")
+        return open_row(row)
+
+    def _row(self, i: int) -> Row:
+        """Sample ``i`` as its manifest had it."""
         self._check_ok(i)
         table = self.samples.isel(sample=i)
-        own = {"sample", "path", "sha256", "status", "failure", "notes", *GEOMETRY}
-        columns = {str(name): table[name].item() for name in table.coords if name not in own}
+        columns = {
+            str(name): v.item() for name, v in table.coords.items() if name not in NOT_COLUMNS and not v.dims
+        }
+        clip = self.media == "clip"
+        if clip:
+            own = OF_CLIPS | {"fps", "video"}
+            columns = {name: value for name, value in columns.items() if name not in own}
         mask = self._place(str(table["mask"].item()))
-        row = Row(str(table["id"].item()), self._place(str(table["path"].item())) or Path(), columns, mask)
-        sample = load_row(row)
-        if sample.sha256 != table["sha256"].item():
+        path = self._place(str(table["path"].item())) or Path()
+        selection = Selection.from_json(str(table["selection"].item())) if clip else None
+        video = str(table["video"].item()) if clip else ""
+        return Row(str(table["id"].item()), path, columns, mask, selection, video)
+
+    def _checked(self, sample: Sample, i: int) -> Sample:
+        if sample.sha256 != self.samples["sha256"].values[i]:
             raise SampleError(
-                f"image {row.path}: not the file that was captured (its SHA-256 differs)",
+                f"{self.media} {sample.path}: not the file that was captured (its SHA-256 differs)",
                 remedy="restore the file, or capture again into a new run",
             )
         return sample

@@ -1,8 +1,7 @@
-"""Writing a run: preallocated zarr v3 arrays, filled one whole commit batch at a time.
+"""Building a run: groups and tables, made beside the store and moved into place, so that none is half there.
 
-Every array is allocated at its full size before the first sample is computed, and only whole shards are
-written, behind our own check: appending and partial shard writes lose data without a word when a writer dies
-or two of them meet. Groups are built beside the store and moved into place, so that none is half there.
+The arrays in them are allocated at their full size before the first sample is computed; see
+:mod:`foveate.data.arrays` for how they are filled.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,119 +19,22 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec
 
+from foveate.data.arrays import STRING, fill_value
 from foveate.data.labels import Coordinate
-from foveate.data.layout import ArraySpec, Cut, batches, cut
+from foveate.data.layout import ArraySpec, Cut, cut
 from foveate.data.ledger import Ledger, ledger_folder, sweep, write_json
 from foveate.data.schema import check_version, plain
 from foveate.errors import StoreError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-STRING = np.dtypes.StringDType()
-
-
-class BatchedArrays:
-    """Preallocated arrays of one store that share a commit batch and a ledger.
-
-    ``specs`` name arrays by their path in the store; ``batch`` is the number of samples of a commit batch.
-    """
-
-    def __init__(self, store: Path, specs: Iterable[ArraySpec], batch: int, ledger: Ledger) -> None:
-        self.store, self.batch, self.ledger = Path(store), batch, ledger
-        self.specs = {spec.name: spec for spec in specs}
-        # An array keeps the setting it was opened under: without it, testing for empty chunks costs more
-        # than compressing them, and a batch of failed samples would leave no file.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            root = zarr.open_group(self.store, mode="r+", use_consolidated=False)
-            self.arrays = {name: _array(root, name) for name in self.specs}
-        self.samples = next(iter(self.arrays.values())).shape[0]
-
-    @property
-    def batches(self) -> list[slice]:
-        """All commit batches."""
-        return batches(self.samples, self.batch)
-
-    def write(self, number: int, blocks: Mapping[str, NDArray[Any]], entry: Mapping[str, Any]) -> None:
-        """Write batch ``number`` of every array, flush it, and record it in the ledger with ``entry``.
-
-        Each block is ``(samples of the batch, ...)``. Raises StoreError where it is not the whole batch.
-        """
-        part = self.batches[number]
-        for name, spec in self.specs.items():
-            _check_whole(spec, self.batch, part, blocks.get(name))
-        for name, array in self.arrays.items():
-            array[part] = _as_stored(blocks[name], self.specs[name].dtype)
-        files = [path for name in self.specs for path in self.files(name, number)]
-        self.ledger.commit(number, files, {"start": part.start, "stop": part.stop, **entry})
-
-    def read(self, number: int) -> dict[str, NDArray[Any]]:
-        """Batch ``number`` of every array, as it is on disk."""
-        return {name: np.asarray(array[self.batches[number]]) for name, array in self.arrays.items()}
-
-    def files(self, name: str, number: int) -> list[Path]:
-        """The files that hold batch ``number`` of one array."""
-        array = self.arrays[name]
-        sides = array.shards or array.chunks
-        counts = [-(-n // side) for n, side in zip(array.shape[1:], sides[1:], strict=True)]
-        keys = product([number], *(range(count) for count in counts))
-        return [self.store / name / array.metadata.encode_chunk_key(key) for key in keys]
-
-
-def _array(root: zarr.Group, name: str) -> Any:
-    array = root.get(name)
-    if not isinstance(array, zarr.Array):
-        raise StoreError(f"array {name}: not in the store", remedy="the store is damaged: capture into a new path")
-    return array
-
-
-def _check_whole(spec: ArraySpec, batch: int, part: slice, block: NDArray[Any] | None) -> None:
-    """The rule that keeps data: a write covers every sample of its commit batch, of the allocated shape."""
-    whole = (part.stop - part.start, *spec.shape[1:])
-    if part.start % batch or block is None or tuple(block.shape) != whole:
-        got = "nothing" if block is None else f"shape {tuple(block.shape)}"
-        raise StoreError(
-            f"array {spec.name}: samples {part.start} to {part.stop} are one commit batch and are written whole:"
-            f" expected shape {whole}, got {got}",
-            remedy="gather the batch first (rows that are not known stay NaN)",
-        )
-
-
-def _as_stored(block: NDArray[Any], dtype: str) -> NDArray[Any]:
-    return np.asarray(block).astype(STRING if dtype == "string" else dtype)
-
-
-def stored_specs(store: Path, names: Iterable[str]) -> list[ArraySpec]:
-    """The arrays of a store as they were allocated."""
-    root = zarr.open_group(store, mode="r", use_consolidated=False)
-    return [_stored_spec(name, _array(root, name)) for name in names]
-
-
-def _stored_spec(name: str, array: Any) -> ArraySpec:
-    dtype = "string" if np.dtype(array.dtype).kind in "TO" else str(np.dtype(array.dtype).name)
-    return ArraySpec(name, tuple(array.metadata.dimension_names), tuple(array.shape), dtype)
-
-
-def empty_block(spec: ArraySpec, count: int) -> NDArray[Any]:
-    """``count`` samples of one array where nothing is known: NaN, -1 (indices), False or an empty string."""
-    dtype: Any = object if spec.dtype == "string" else spec.dtype
-    return np.full((count, *spec.shape[1:]), fill_value(spec.dtype), dtype=dtype)
-
-
-def fill_value(dtype: str) -> Any:
-    """What stands for "not captured": NaN, -1, 0 (unsigned), False or an empty string."""
-    if dtype == "string":
-        return ""
-    kind = np.dtype(dtype).kind
-    return {"f": np.nan, "i": -1, "u": 0, "b": False}[kind]
-
+    pass
 
 # ------------------------------------------------------------------------------------- building groups
 
 
-def allocate(group: zarr.Group, spec: ArraySpec, batch: int) -> None:
-    """Create one preallocated array below ``group``."""
-    layout: Cut = cut(spec, batch)
+def allocate(group: zarr.Group, spec: ArraySpec, batch: int, frames: int | None = None) -> None:
+    """Create one preallocated array below ``group``; a commit is ``batch`` samples, or ``frames`` of one."""
+    layout: Cut = cut(spec, batch, frames)
     text = spec.dtype == "string"
     group.create_array(
         spec.name,
@@ -176,9 +77,12 @@ def create(
     batch: int,
     groups: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Coordinate], Sequence[str]]],
     tables: Mapping[str, xr.Dataset],
+    *,
+    frames: int | None = None,
 ) -> None:
     """Build a run with everything allocated and no sample computed yet, then move it into place.
 
+    ``batch`` samples are a commit, or a block of ``frames`` of one.
     ``groups``: group path -> (attributes, coordinates, names of arrays in ``specs`` that are coordinates);
     ``tables``: group path -> small whole dataset.
     Raises StoreError where something is at ``path`` already or nothing can be written there.
@@ -196,7 +100,7 @@ def create(
             write_coordinates(root.require_group(name), coordinates, further)
             root[name].attrs.update(plain(notes))
         for spec in specs:
-            allocate(root, spec, batch)
+            allocate(root, spec, batch, frames)
         for name, table in tables.items():
             _write_table(new, name, table)
         consolidate(new)

@@ -13,20 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.data.arrays import BatchedArrays, empty_block, stored_specs
 from foveate.data.layout import ArraySpec, batches, commit_batch
 from foveate.data.ledger import Ledger
 from foveate.data.manifest import Manifest
 from foveate.data.records import FAILED, OK, SampleRecord, predictions_table, samples_table
 from foveate.data.schema import differences, root_attrs
-from foveate.data.store import (
-    BatchedArrays,
-    create,
-    empty_block,
-    finalise,
-    prepare_resume,
-    read_attrs,
-    stored_specs,
-)
+from foveate.data.store import create, finalise, prepare_resume, read_attrs
 from foveate.errors import SampleError, StoreError
 from foveate.interfaces import AttentionSource, CapturePlan, Target
 from foveate.study.capture_batches import BatchCapture, SampleResult
