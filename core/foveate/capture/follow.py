@@ -1,7 +1,7 @@
 """From a softmax to the values it weighs: which softmax is attention, and what did the model do with it?
 
 The tap reports each softmax and the operations after it. Weights are followed by identity through casts,
-reshapes and inactive dropout. Ending in a matrix product makes them materialised attention; ending in a
+reshapes and inactive dropout; slot attention renormalises them over another axis first. Ending in a matrix product makes them materialised attention; ending in a
 weighted sum of sampled values (``grid_sample``, or whole cells by index) makes them deformable attention; ending
 in neither, no attention.
 """
@@ -55,6 +55,10 @@ CARRIERS: tuple[Callable[..., Any], ...] = (
 )
 """Operations after which the weights are still the weights."""
 
+ADDITIONS: tuple[Callable[..., Any], ...] = (Tensor.add, Tensor.__add__, torch.add)
+DIVISIONS: tuple[Callable[..., Any], ...] = (Tensor.div, Tensor.__truediv__, torch.div)
+"""Operations by which weights may be renormalised."""
+
 MATRIX_PRODUCTS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__)
 PRODUCTS: tuple[Callable[..., Any], ...] = (*MATRIX_PRODUCTS, torch.einsum)
 
@@ -71,6 +75,7 @@ class Pending:
     levels: list[Level | Gathered] = field(default_factory=list)
     aliases: list[int] = field(default_factory=list)
     weighed: bool = False
+    rescaled: bool = False
 
 
 class Follower:
@@ -99,6 +104,22 @@ class Follower:
             for tensor in (out,) if isinstance(out, Tensor) else out:
                 self._remember(tensor, pending)
 
+    def rescale(self, func: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
+        """A constant was added, or the weights were divided by sums over one axis: they are other weights now.
+
+        Slot attention (Locatello et al. 2020, arXiv:2006.15055, algorithm 1) does both.
+        """
+        pending = self.find(args[:1])
+        if pending is None or len(args) != 2 or not isinstance(out, Tensor):
+            return
+        if func in ADDITIONS:
+            same = isinstance(args[1], int | float)
+        else:
+            same = isinstance(args[1], Tensor) and _is_sum_over_one_axis(args[1].shape, args[0].shape)
+        if same and not pending.levels:
+            pending.rescaled = True
+            self._remember(out, pending)
+
     def multiply(self, func: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
         """A matrix product or einsum: if its operand is weights, they are attention."""
         operands = operands_of(args)
@@ -106,10 +127,13 @@ class Follower:
         if pending is None or not isinstance(out, Tensor):
             return
         plain = func in MATRIX_PRODUCTS and self.find(operands[:1]) is pending
-        weights = pending.weights
+        weights, over_keys = pending.weights, pending.dim == pending.weights.dim() - 1
+        if pending.rescaled and plain:
+            # What multiplies the values is the matrix, whichever way it was turned; which sums are 1 is measured.
+            weights = operands[0]
+            over_keys = bool(((weights.detach().sum(-1) - 1).abs() < 1e-3).all())
         plain = plain and operands[0].shape[-2:] == weights.shape[-2:]
         product = (operands[0], operands[1], out) if plain else None
-        over_keys = pending.dim == weights.dim() - 1
         self._forget(pending)
         self._found(
             MaterialisedRecord(
@@ -219,6 +243,14 @@ class Follower:
 def _blocked(scores: Tensor | None) -> Tensor | None:
     """Where scores are masked; without asking whether any is, which would wait for the device."""
     return None if scores is None or not scores.is_floating_point() else scores.detach() <= BLOCKED
+
+
+def _is_sum_over_one_axis(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether ``shape`` is ``whole`` with one axis (of more than one entry) kept as a single entry."""
+    if len(shape) != len(whole):
+        return False
+    changed = [axis for axis, (own, full) in enumerate(zip(shape, whole, strict=True)) if own != full]
+    return all(shape[axis] == 1 for axis in changed) and len(changed) <= 1
 
 
 def _unfinished(pending: Pending) -> Record:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from foveate.capture import editing
 from foveate.capture.dense import DenseRecord
-from foveate.capture.follow import CARRIERS, PRODUCTS, Follower
+from foveate.capture.follow import ADDITIONS, CARRIERS, DIVISIONS, PRODUCTS, Follower
 from foveate.capture.kernels import kernel_entries
 from foveate.capture.owners import Owners
 from foveate.capture.records import Record
@@ -119,6 +119,7 @@ class Tap(TorchFunctionMode):
             Tensor.sum: self._add_up,
             torch.sum: self._add_up,
             complete: self._complete,
+            **dict.fromkeys((*ADDITIONS, *DIVISIONS), self._rescale),
             **dict.fromkeys(CARRIERS, self._carry),
             **dict.fromkeys(PRODUCTS, self._multiply),
             **dict.fromkeys(SOFTMAXES, self._softmax),
@@ -197,6 +198,11 @@ class Tap(TorchFunctionMode):
     def _carry(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
         self._follower.carry(args, out)
+        return out
+
+    def _rescale(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        self._follower.rescale(func, args, out)
         return out
 
     def _multiply(self, func: Any, args: Any, kwargs: Any) -> Any:

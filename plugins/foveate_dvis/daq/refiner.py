@@ -52,7 +52,7 @@ class Refiner(nn.Module):
         self.decoder_norm = nn.LayerNorm(width)
         self.class_embed = nn.Linear(width, config.num_classes + 1)
         self.mask_embed = Perceptron(width, config.mask_dim)
-        self.activation_proj = nn.Linear(width, 1)
+        self.activation_proj = FramePool(width, 1)
 
     def forward(self, instances: Tensor, embeds: Tensor) -> RefinedStates:
         """``instances`` (instance, frame, channel); ``embeds`` (frame, query, channel)."""
@@ -75,9 +75,17 @@ class Refiner(nn.Module):
 
     def _answer(self, x: Tensor) -> RefinedStates:
         normed = self.decoder_norm(x)
-        importance = F.softmax(self.activation_proj(normed), dim=1)
-        logits = self.class_embed((importance * normed).sum(dim=1))
-        return RefinedStates(x, self.mask_embed(normed), logits, importance[..., 0])
+        pooled, importance = self.activation_proj(normed)
+        return RefinedStates(x, self.mask_embed(normed), self.class_embed(pooled), importance)
+
+
+class FramePool(nn.Linear):
+    """Attention pooling over time: ``sum_t softmax_t(w . x_t + b) x_t``."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """``x`` (instance, frame, channel): the means (instance, channel), the weights (instance, frame)."""
+        importance = F.softmax(super().forward(x).transpose(1, 2), dim=-1)
+        return (importance @ x)[:, 0], importance[:, 0]
 
 
 def _several(count: int, make: Callable[[], nn.Module]) -> nn.ModuleList:
