@@ -180,6 +180,19 @@ class ForgetsASample(TinySource):
         return replace(bound, rows=bound.rows[:-1])
 
 
+class NamesOtherFrames(TinySource):
+    media = "clip"
+
+    def encode(self, samples: Any) -> Batch:
+        """Frames 0 and 1, said to be 1 and 2."""
+        parts = [
+            super(NamesOtherFrames, self).encode([replace(s, pixels=s.pixels[t]) for s in samples]) for t in (0, 1)
+        ]
+        named = torch.tensor([[1, 2]] * len(samples))
+        inputs = torch.stack([part.inputs for part in parts], 1)
+        return replace(parts[0], inputs=inputs, per_sample={"frame_index": named})
+
+
 BROKEN = [
     (Training, "test_is_in_eval_mode", "in training mode"),
     (NoTargets, "test_says_which_model_it_is", "`targets` is empty"),
@@ -204,6 +217,7 @@ BROKEN = [
     (Detects, "test_capture_changes_nothing", "outputs change under capture"),
     (LeavesHooks, "test_an_exception_midway_leaves_no_trace", "changed by a broken capture"),
     (NanInput, "test_encodes_in_order", "NaN or infinity"),
+    (NamesOtherFrames, "test_frames_are_those_that_it_names", "a frame that it does not name"),
 ]
 
 

@@ -6,6 +6,7 @@ Each check is about one promise of :class:`foveate.interfaces.AttentionSource`; 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SHAPES = ((96, 128), (128, 96), (110, 110))
 """Height and width of the random pictures: landscape, portrait, square."""
+CLIP = 5
+"""Frames of every clip."""
 
 
 class SourceConformance(Kit):
@@ -42,10 +45,11 @@ class SourceConformance(Kit):
         return open_source(self.reference, **self.options)
 
     def samples(self) -> list[Sample]:
-        """Three random pictures of different shapes; override for clips or texts."""
+        """Three random pictures, or clips, of different shapes; override for texts."""
         random = np.random.default_rng(0)
+        frames = (CLIP,) if self.source.media == "clip" else ()
         return [
-            Sample(f"random-{i}", random.integers(0, 256, (*shape, 3), dtype=np.uint8))
+            Sample(f"random-{i}", random.integers(0, 256, (*frames, *shape, 3), dtype=np.uint8))
             for i, shape in enumerate(SHAPES)
         ]
 
@@ -126,13 +130,36 @@ class SourceConformance(Kit):
         """Where geometry says that a pixel goes is where it goes."""
         dark = self._encode_square(None)
         grid = self._cells(dark)
-        if dark.inputs.dim() != 4:
-            self.skip("clips: the square is for single pictures")
         for cell in visible_cells(dark.geometry[0], grid):
             square = middle(dark.geometry[0], grid, cell)
             bright = self._encode_square(square)
-            change = (bright.inputs - dark.inputs)[0].abs().sum(0).double().cpu().numpy()
-            assert_lit(change, grid, cell, dark.geometry[0], square)
+            change = (bright.inputs - dark.inputs)[0].abs().double()
+            for frame in change if change.dim() == 4 else change[None]:
+                assert_lit(frame.sum(0).cpu().numpy(), grid, cell, dark.geometry[0], square)
+
+    def test_frames_are_those_that_it_names(self) -> None:
+        """``frame_index`` ascends within the clip, and a frame that it does not name does not matter."""
+        if self.source.media != "clip":
+            self.skip("takes no clips")
+        samples, batch = self.samples(), self._batch()
+        named = batch.per_sample.get("frame_index")
+        assert named is not None, "per_sample has no frame_index"
+        assert tuple(named.shape) == tuple(batch.inputs.shape[:2]), f"frame_index is {tuple(named.shape)}"
+        cells = self.source.frame_cells(batch)
+        assert list(cells) == sorted(cells), f"frame_cells {cells} do not ascend"
+        assert set(cells) == set(range(max(cells) + 1)), f"frame_cells {cells} leave one out"
+        assert len(cells) == batch.inputs.shape[1], f"{len(cells)} frame cells for {batch.inputs.shape[1]} frames"
+        for i, sample in enumerate(samples):
+            index = named[i].tolist()
+            assert index == sorted(index), f"{sample.id}: frame_index {index} does not ascend"
+            inside = set(index) <= set(range(len(sample.pixels)))
+            assert inside, f"{sample.id}: frame_index {index} of {len(sample.pixels)} frames"
+            own = self._encode_pixels(sample, sample.pixels).inputs
+            rest = np.setdiff1d(np.arange(len(sample.pixels)), index)
+            without = self._encode_pixels(sample, _inverted(sample, rest)).inputs
+            assert bool((own == without).all()), f"{sample.id}: a frame that it does not name changes the input"
+            changed = (own - self._encode_pixels(sample, _inverted(sample, index)).inputs).flatten(2).abs().amax(2)
+            assert bool((changed > 0).all()), f"{sample.id}: a frame that it names changes nothing"
 
     def test_tokens_lie_on_the_cells(self) -> None:
         """The patch tokens of the bottom stream tile exactly ``cells``: a wrong grid is found here."""
@@ -149,6 +176,9 @@ class SourceConformance(Kit):
             )
             for edges, wanted in ((tiled.y, grid.y), (tiled.x, grid.x)):
                 assert np.allclose(edges, wanted), f"{site.id}: tokens have edges {edges}, cells() {wanted}"
+            frames = set(axis.frame[axis.where("patch")].tolist()) - {-1}
+            known = set(self.source.frame_cells(batch))
+            assert frames <= known, f"{site.id}: tokens of frame cells {sorted(frames)}, there are {sorted(known)}"
             for level in _levels(axis):
                 _, other = tokens_to_cells(np.zeros(len(level)), level)
                 ends = (other.y[0], other.y[-1], other.x[0], other.x[-1])
@@ -224,9 +254,11 @@ class SourceConformance(Kit):
         for site_id, readout in readouts.items():
             assert site_id in known, f"readout of an undeclared site {site_id!r}"
             axis = self.source.label(CallKey(site_id, known[site_id].layers[-1]), batch, outputs).query
-            assert tuple(readout.weights.shape) == (len(batch), len(axis)), f"{site_id}: {readout.weights.shape}"
+            shape, groups = tuple(readout.weights.shape), known[site_id].group
+            assert (shape[0], shape[-1]) == (len(batch), len(axis)), f"{site_id}: {shape}"
+            assert len(shape) in (2, 2 + len(groups)), f"{site_id}: {shape} with the group {groups}"
             assert float(readout.weights.min()) >= 0, f"{site_id}: negative readout weights"
-            sums = readout.weights.sum(-1).cpu().numpy()
+            sums = readout.weights.flatten(1).sum(-1).cpu().numpy()
             assert np.allclose(sums, 1.0, atol=1e-5), f"{site_id}: readout weights sum to {sums}"
             assert readout.rule, f"{site_id}: say in words what is read"
 
@@ -319,17 +351,33 @@ class SourceConformance(Kit):
         except UsageError as error:
             self.skip(f"no cells: {error.message}")
 
+    def _encode_pixels(self, sample: Sample, pixels: Any) -> Batch:
+        return self.source.encode([replace(sample, pixels=pixels)])
+
     def _encode_square(self, square: Square | None) -> Batch:
+        picture = painted(square)
+        if self.source.media == "clip":
+            picture = replace(picture, pixels=np.repeat(picture.pixels[None], CLIP, axis=0))
         try:
-            return self.source.encode([painted(square)])
+            return self.source.encode([picture])
         except UsageError as error:
             self.skip(f"takes no picture: {error.message}")
 
 
+def _inverted(sample: Sample, frames: Any) -> Any:
+    """A clip's pixels, some frames as negatives."""
+    pixels = sample.pixels.copy()
+    pixels[frames] = 255 - pixels[frames]
+    return pixels
+
+
 def _levels(axis: TokenAxis) -> list[TokenAxis]:
-    """The patch tokens of each pyramid level; one entry where there is no pyramid."""
+    """The patch tokens of each pyramid level and frame cell; one entry where there are none such."""
     patches = axis.take(axis.where("patch").tolist())
-    return [patches.take(np.flatnonzero(patches.level == level).tolist()) for level in np.unique(patches.level)]
+    places = np.stack([patches.level, patches.frame], axis=1)
+    return [
+        patches.take(np.flatnonzero((places == place).all(axis=1)).tolist()) for place in np.unique(places, axis=0)
+    ]
 
 
 class _MidwayError(Exception):
