@@ -324,6 +324,7 @@ class AttentionStep:
 class MergeStep:
     """A linear map of tokens (windows, patch merging, pooling): ``(target tokens, source tokens)`` weights.
 
+    ``matrix`` may be sparse; with a first axis ``sample`` it differs from sample to sample.
     Where tokens of several streams come together (a class token that has gone its own way), ``others`` holds the
     further sources with their matrices: ``target = matrix source + sum of the others' matrix source``. A stream may
     be its own source.

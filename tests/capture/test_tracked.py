@@ -344,3 +344,52 @@ def test_labels_that_do_not_fit_are_named(change, message):
     source = Wrong()
     with pytest.raises(CaptureError, match=message):
         capture_batch(source, source.encode(tracked_samples(1)), CapturePlan((SitePlan(READ, rows="all"),)))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_merges_that_differ_from_sample_to_sample(sparse):
+    from foveate.capture.merging import pull_back
+
+    vectors, matrix = torch.randn(3, 2, 5), torch.randn(3, 5, 4) * (torch.rand(3, 5, 4) < 0.5)
+    found = pull_back(vectors, matrix.to_sparse() if sparse else matrix)
+    assert torch.allclose(found, torch.einsum("ist,itu->isu", vectors, matrix), atol=1e-6)
+
+
+def test_renormalised_slot_weights_are_the_ones_that_move_values():
+    """Slot attention by its definition: softmax over slots, a constant added, renormalised over inputs."""
+    from foveate.capture.tap import Tap
+
+    class Slots(torch.nn.Module):
+        def forward(self, x, scores):
+            weights = scores.softmax(-1) + 1e-6
+            weights = weights / weights.sum(dim=1, keepdim=True)
+            return weights.transpose(1, 2) @ x
+
+    scores, x = 3 * torch.randn(2, 4, 4), torch.randn(2, 4, 6)
+    module = Slots()
+    with Tap(module) as tap:
+        module(x, scores)
+    (record,) = tap.records
+    raw = scores.double().exp()
+    raw = raw / raw.sum(2, keepdim=True) + 1e-6
+    expected = (raw / raw.sum(1, keepdim=True)).transpose(1, 2)
+    assert torch.allclose(record.rows(slice(None))[:, 0].double(), expected, atol=1e-6)
+    assert record.sums_to_one
+    check = record.certificate(range(4))
+    assert check.value_error < 1e-6
+    assert check.row_error < 1e-5
+    assert not tap.unlinked
+
+
+def test_softmax_weights_divided_by_something_else_stay_unlinked():
+    from foveate.capture.tap import Tap
+
+    class Gated(torch.nn.Module):
+        def forward(self, x, scores):
+            return (scores.softmax(-1) / torch.arange(1.0, 5.0)) @ x
+
+    module = Gated()
+    with Tap(module) as tap:
+        module(torch.randn(2, 4, 6), torch.randn(2, 4, 4))
+    assert not tap.records
+    assert len(tap.unlinked) == 1

@@ -1,9 +1,9 @@
 """From a softmax to the values it weighs: which softmax is attention, and what did the model do with it?
 
 The tap reports each softmax and the operations after it. Weights are followed by identity through casts,
-reshapes and inactive dropout; slot attention renormalises them over another axis first. Ending in a matrix product makes them materialised attention; ending in a
-weighted sum of sampled values (``grid_sample``, or whole cells by index) makes them deformable attention; ending
-in neither, no attention.
+reshapes and inactive dropout; slot attention renormalises them over another axis first. Ending in a matrix
+product makes them materialised attention; ending in a weighted sum of sampled values (``grid_sample``, or whole
+cells by index) makes them deformable attention; ending in neither, no attention.
 """
 
 from __future__ import annotations

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def pull_back(vectors: Tensor, matrix: Tensor) -> Tensor:
     """``(sample, slot, target)`` times ``(target, source)``: ``(sample, slot, source)``.
 
-    torch multiplies a batch by a sparse matrix only where it happens to fold the batch; here it always does.
+    Where tokens come together differently in each sample (tracks are born in different frames), ``matrix`` is
+    ``(sample, target, source)``. torch multiplies a batch by a sparse matrix only where it happens to fold the
+    batch; here it always does.
     """
     samples, slots, _ = vectors.shape
+    if matrix.dim() == 3:
+        matrix = matrix.to(vectors)
+        return torch.stack([vectors[i] @ matrix[i] for i in range(samples)])
     return (vectors.flatten(0, 1) @ matrix.to(vectors)).unflatten(0, (samples, slots))
