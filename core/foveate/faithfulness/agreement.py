@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from foveate.faithfulness.videos import mean_over_videos
 from foveate.stats.agreement import SPEARMAN, TOP_OVERLAP, agreement
 from foveate.stats.intervals import Interval, bootstrap_mean
 
@@ -25,13 +26,21 @@ MEASURES = (SPEARMAN, TOP_OVERLAP)
 
 
 def captum_agreement(
-    maps: Mapping[str, NDArray[np.float64]], captum: Sequence[str], samples: Sequence[str], *, seed: int = 0
+    maps: Mapping[str, NDArray[np.float64]],
+    captum: Sequence[str],
+    samples: Sequence[str],
+    *,
+    videos: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Agreement of every method with every Captum method.
 
     ``maps`` holds values on the model's cells, ``(sample, target, cell)``, NaN where a map is missing.
     Returns ``own`` and ``null`` ``(measure, method, captum, sample)``, means over targets: the agreement on
     one image, and the mean agreement across different images. A method beside itself is NaN.
+
+    ``videos`` names the video of each sample: then the null is across different videos, and
+    intervals are over videos.
     """
     shape = (len(MEASURES), len(maps), len(captum), len(samples))
     own, null = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -39,7 +48,10 @@ def captum_agreement(
         for i, (name, a) in enumerate(maps.items()):
             for j, other in enumerate(captum):
                 if name != other:
-                    pairs = [agreement(a[:, t], maps[other][:, t], measure, seed=seed) for t in range(a.shape[1])]
+                    pairs = [
+                        agreement(a[:, t], maps[other][:, t], measure, groups=videos, seed=seed)
+                        for t in range(a.shape[1])
+                    ]
                     own[m, i, j] = _mean([pair.own for pair in pairs])
                     null[m, i, j] = _mean([pair.null for pair in pairs])
     dims = ("measure", "method", "captum", "sample")
@@ -50,10 +62,11 @@ def captum_agreement(
             "method": list(maps),
             "captum": list(captum),
             "id": ("sample", list(samples)),
+            **({"video": ("sample", list(videos))} if videos is not None else {}),
         },
         attrs={
             "ties": "expected value over random tie breaking",
-            "null": "same pair of methods, maps of different images",
+            "null": f"same pair of methods, maps of different {'images' if videos is None else 'videos'}",
         },
     )
 
@@ -76,7 +89,7 @@ def by_pair(table: xr.Dataset, *, seed: int = 0) -> list[dict[str, str | float]]
         for method in map(str, table["method"].values):
             for captum in map(str, table["captum"].values):
                 pair = table.sel({"measure": measure, "method": method, "captum": captum})
-                own, null = pair["own"].values, pair["null"].values
+                own, null = (mean_over_videos(pair[name]).values for name in ("own", "null"))
                 beyond = bootstrap_mean(own - null, seed=seed)
                 if np.isfinite(own).any():
                     names: dict[str, str | float] = {"measure": measure, "method": method, "captum": captum}
@@ -93,7 +106,7 @@ def _bounds(one: Interval) -> dict[str, float]:
 
 
 def _excess(table: xr.Dataset, measure: str) -> xr.DataArray:
-    return (table["own"] - table["null"]).sel(measure=measure)
+    return mean_over_videos((table["own"] - table["null"]).sel(measure=measure))
 
 
 def _mean(columns: list[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from foveate.errors import UsageError
 from foveate.faithfulness.agreement import captum_ceiling, excess
 from foveate.faithfulness.objects import beyond_own_place, mean_over_objects
 from foveate.faithfulness.readings import MATCH
+from foveate.faithfulness.videos import mean_over_videos
 from foveate.stats.intervals import Interval, bootstrap_mean
 from foveate.stats.paired import Comparison, compare_family
 
@@ -125,12 +126,13 @@ def build_leaderboard(
     ``scores`` has ``area (method, sample, [target,] mode, baseline, scale)`` with a method "random" (mean
     over random orders), ``role (method)`` ("method" or "control"), ``converged (method)`` as a share, and
     optionally ``localisation (method, sample, [target,] measure)`` and ``seed_spearman (method)``. Targets
-    of one sample are averaged first: the unit is the image. Raises UsageError without "random".
+    of one sample are averaged first: the unit is the image; with a coordinate ``video (sample)``, samples of one
+    video too: the unit is the video. Raises UsageError without "random".
     """
     names = [str(name) for name in scores["method"].values]
     if RANDOM not in names:
         raise UsageError(f"leaderboard: the scores have no {RANDOM!r} row to compare with, only {names}")
-    table = _protocol_table(mean_over_objects(scores["area"]), names)
+    table = _protocol_table(mean_over_videos(mean_over_objects(scores["area"])), names)
     main = main or next(iter(table))
     if main not in table:
         raise UsageError(f"leaderboard: no scores for ({main}); there are {'; '.join(map(str, table))}")
@@ -270,6 +272,7 @@ def _localisation(scores: xr.Dataset, name: str, seed: int) -> dict[str, Interva
         return {}
     values = scores["localisation"].sel({"method": name})
     values = values.mean("target", skipna=True) if "target" in values.dims else values
+    values = mean_over_videos(values)
     found = {str(m): bootstrap_mean(values.sel(measure=m).values, seed=seed) for m in scores["measure"].values}
     return {measure: interval for measure, interval in found.items() if interval.n}
 

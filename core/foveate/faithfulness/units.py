@@ -26,8 +26,8 @@ class Unit:
     """Which cells vanish together, and how a map ranks them.
 
     ``span`` is the largest number of frame cells in one block of a tube (None: all); a clip is cut into as few
-    blocks as that allows, as even as possible. ``value`` is the number of a unit: the "sum" of the map over its cells
-    or their "mean"; cells that the map does not know do not count.
+    blocks as that allows, as even as possible. ``value`` is the number of a unit: the "sum" of the map over its
+    cells or their "mean"; cells that the map does not know do not count.
     """
 
     kind: UnitKind = "cells"

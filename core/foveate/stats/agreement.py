@@ -7,7 +7,7 @@ what counts is the excess over it, one number an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -53,24 +53,29 @@ class Agreement:
         return -difference if self.lower_is_closer else difference
 
 
-def agreement(a: ArrayLike, b: ArrayLike, measure: Measure, *, seed: int = 0) -> Agreement:
+def agreement(
+    a: ArrayLike, b: ArrayLike, measure: Measure, *, groups: Sequence[object] | None = None, seed: int = 0
+) -> Agreement:
     """Compare maps ``(image, cell)`` of the same images; cells that either map does not know do not count.
 
     The null of image i is the mean over other images j of (a_i with b_j and a_j with b_i), exact over all
     j for rank measures of complete maps, otherwise over :data:`PARTNERS` seeded partners. NaN with one image.
+    ``groups`` (image,) names what images have in common (a video): then j is of another group than i, and the null
+    is NaN where there is none.
     """
     one, two = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if one.shape != two.shape or one.ndim != 2:
         raise ValueError(f"agreement: expected two arrays (image, cell), got {one.shape} and {two.shape}")
+    number = _numbers(len(one), groups)
     own = np.asarray(measure.score(one, two))
     if len(one) < 2:
         return Agreement(own, np.full(len(one), np.nan), measure.lower_is_closer)
     nowhere = np.isnan(one).all(axis=0) | np.isnan(two).all(axis=0)
     complete = np.isfinite(one[:, ~nowhere]).all() and np.isfinite(two[:, ~nowhere]).all()
     if measure.features is not None and complete:
-        null = _all_others(measure.features(one[:, ~nowhere]), measure.features(two[:, ~nowhere]))
+        null = _all_others(measure.features(one[:, ~nowhere]), measure.features(two[:, ~nowhere]), number)
     else:
-        null = _some_others(one, two, measure, seed)
+        null = _some_others(one, two, measure, number, seed)
     return Agreement(own, null, measure.lower_is_closer)
 
 
@@ -97,15 +102,35 @@ def _distribution(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDAr
         return np.asarray(np.where(lawful, mass / total, np.nan))
 
 
-def _all_others(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over j != i of (a_i . b_j + a_j . b_i) / 2."""
-    own = (a * b).sum(axis=-1)
+def _numbers(images: int, groups: Sequence[object] | None) -> NDArray[np.intp]:
+    """Number of each image's group, (image,); each its own without ``groups``."""
+    if groups is None:
+        return np.arange(images)
+    order = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    if len(groups) != images:
+        raise ValueError(f"agreement: {len(groups)} groups for {images} images")
+    return np.array([order[name] for name in groups], np.intp)
+
+
+def _all_others(a: NDArray[np.float64], b: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Mean over j of another group than i of (a_i . b_j + a_j . b_i) / 2."""
+    sums_a, sums_b = (_group_sums(m, group) for m in (a, b))
+    own = ((a * sums_b[group]).sum(axis=-1) + (b * sums_a[group]).sum(axis=-1)) / 2.0
     with_all = (a @ b.sum(axis=0) + b @ a.sum(axis=0)) / 2.0
-    return np.asarray((with_all - own) / (len(a) - 1))
+    others = len(a) - np.bincount(group)[group]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(others > 0, (with_all - own) / others, np.nan))
+
+
+def _group_sums(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Sum of the rows of each group, (group, ...)."""
+    sums = np.zeros((int(group.max()) + 1, *values.shape[1:]))
+    np.add.at(sums, group, values)
+    return sums
 
 
 def _some_others(
-    a: NDArray[np.float64], b: NDArray[np.float64], measure: Measure, seed: int
+    a: NDArray[np.float64], b: NDArray[np.float64], measure: Measure, group: NDArray[np.intp], seed: int
 ) -> NDArray[np.float64]:
     """The same over cyclic shifts of one seeded shuffle: every image is a partner equally often."""
     n = len(a)
@@ -115,7 +140,8 @@ def _some_others(
     for shift in rng.permutation(np.arange(1, n))[:PARTNERS]:
         partner = np.empty(n, dtype=np.intp)
         partner[shuffled] = np.roll(shuffled, -int(shift))
-        scores += [measure.score(a, b[partner]), measure.score(a[partner], b)]
+        pair = [measure.score(a, b[partner]), measure.score(a[partner], b)]
+        scores += [np.where(group == group[partner], np.nan, score) for score in pair]
     table = np.asarray(scores)
     known = np.isfinite(table)
     with np.errstate(invalid="ignore"):

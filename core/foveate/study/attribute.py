@@ -2,7 +2,8 @@
 
 The target is bound once a batch, to the output the model gives now, and every method explains that same
 target. Each method becomes a product ``attributions/<method>`` of the run: ``map (sample, target, y, x)``
-on the model's cells, whether it converged, and what its numbers depend on. A job that was cut off goes on.
+(of clips ``(sample, target, frame, y, x)``) on the model's cells, whether it converged, and what its numbers
+depend on. A job that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from foveate.attribution.objective import Objective
 from foveate.attribution.objects import of_objects, own_prediction
 from foveate.errors import SampleError, UsageError
 from foveate.faithfulness.leaderboard import CONVERGED_SHARE
-from foveate.interfaces import Sample, Target, TargetRow
+from foveate.interfaces import Prediction, Sample, Target, TargetRow
 from foveate.study.attribute_plan import (
     DEFAULT_METHODS,
     Estimate,
@@ -30,6 +31,7 @@ from foveate.study.attribute_plan import (
     with_rows,
 )
 from foveate.study.attribute_store import PREFIX, Slots, blocks, diagnostics, empty_blocks, open_writer, provenance
+from foveate.study.clip_frames import alike, check_frames
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,7 +143,9 @@ def add_external(run: Run, name: str, path: Path | str, *, overwrite: bool = Fal
         raise UsageError(f"external map {name!r}: that is the name of a method", remedy="choose another name")
     ids = [str(run.samples["id"].values[i]) for i in run.ok]
     maps = load_external(path, name=name, ids=ids)
-    made = maps.on_cells(ids, [run.geometry(int(i)) for i in run.ok], run.grid)
+    clip = run.media == "clip"
+    frames = [tuple(int(cell) for cell in run.frame_cells(int(i))) for i in run.ok] if clip else None
+    made = maps.on_cells(ids, [run.geometry(int(i)) for i in run.ok], run.grid, frames)
     attrs = {"method": name, "signed": made.signed, "source": "external", **made.info}
     rows = [TargetRow(i, "external") for i in range(len(ids))]
     slots = Slots.of(range(len(ids)), ids, 1)
@@ -195,11 +199,19 @@ def _explain_batch(
     job: _Job, writers: Mapping[str, ProductWriter], positions: NDArray[np.intp], failed: dict[str, str]
 ) -> None:
     """Explain the samples at ``positions`` and write; those whose image is gone go to ``failed``."""
-    loaded = _load(job.run, positions, failed)
+    for group in alike(job.run, positions):
+        loaded = _load(job.run, group, failed)
+        if loaded:
+            _explain_loaded(job, writers, loaded)
+
+
+def _explain_loaded(job: _Job, writers: Mapping[str, ProductWriter], loaded: Mapping[int, Sample]) -> None:
+    """Explain samples by position, which one batch can hold, and write."""
     wanted = {name: m for name, m in job.methods.items() if writers[name].pending(list(loaded)).size}
-    if not loaded or not wanted:
+    if not wanted:
         return
-    batch, bound, boxes = _bind(job.source, list(loaded.values()), job.settings.target)
+    batch, bound, own = _bind(job.source, list(loaded.values()), job.settings.target)
+    check_frames(job.run, job.source, batch, next(iter(loaded)))
     slots = Slots.of((row.sample for row in bound.rows), batch.ids, job.room)
     if not len(bound):
         for name, method in wanted.items():
@@ -210,12 +222,11 @@ def _explain_batch(
     with torch.no_grad():
         scores = objective(objective.inputs).double().cpu().numpy()
     for name, made in explain_all(list(wanted.values()), objective, seed=job.settings.seed):
-        extra = diagnostics(wanted[name])
-        places = boxes if job.objects else None
-        writers[name].write(list(loaded), blocks(job.run, made, bound.rows, scores, extra, slots, places))
+        extra, answers = diagnostics(wanted[name]), own if job.objects else None
+        writers[name].write(list(loaded), blocks(job.run, made, bound.rows, scores, extra, slots, answers))
 
 
-def _load(run: Run, positions: Iterable[np.intp], failed: dict[str, str]) -> dict[int, Sample]:
+def _load(run: Run, positions: Iterable[int | np.intp], failed: dict[str, str]) -> dict[int, Sample]:
     loaded: dict[int, Sample] = {}
     for position in map(int, positions):
         try:
@@ -227,19 +238,17 @@ def _load(run: Run, positions: Iterable[np.intp], failed: dict[str, str]) -> dic
 
 def _bind(
     source: AttentionSource, samples: Sequence[Sample], target: Target
-) -> tuple[Batch, BoundTarget, NDArray[np.float32]]:
-    """A batch, its target, and the predicted box of each row's object (row, edge), NaN where it has none."""
+) -> tuple[Batch, BoundTarget, list[Prediction | None]]:
+    """A batch, its target, and the model's answer for each row's object, None where it has none."""
     batch = source.encode(samples)
     with torch.no_grad():
         outputs = source.forward(batch)
         bound = source.bind(outputs, batch, target)
-        boxes = np.full((len(bound), 4), np.nan, np.float32)
+        own: list[Prediction | None] = [None] * len(bound)
         if of_objects(bound):
             answers = source.predictions(outputs, batch)
-            own = (own_prediction(answers[row.sample], row) for row in bound.rows)
-            for row, one in enumerate(own):
-                boxes[row] = np.nan if one is None or one.box is None else one.box
-    return batch, bound, boxes
+            own = [own_prediction(answers[row.sample], row) for row in bound.rows]
+    return batch, bound, own
 
 
 def _targets(run: Run, source: AttentionSource, settings: Settings, first: Objective) -> list[int]:
@@ -248,11 +257,12 @@ def _targets(run: Run, source: AttentionSource, settings: Settings, first: Objec
         return [len(first)] * int(run.ok.size)
     counts = []
     for start in range(0, run.ok.size, settings.batch_size):
-        loaded = _load(run, run.ok[start : start + settings.batch_size], {})
-        if loaded:
-            _, bound, _ = _bind(source, list(loaded.values()), settings.target)
-            rows = [row.sample for row in bound.rows]
-            counts += [rows.count(sample) for sample in range(len(loaded))]
+        for group in alike(run, run.ok[start : start + settings.batch_size]):
+            loaded = _load(run, group, {})
+            if loaded:
+                _, bound, _ = _bind(source, list(loaded.values()), settings.target)
+                rows = [row.sample for row in bound.rows]
+                counts += [rows.count(sample) for sample in range(len(loaded))]
     return counts
 
 

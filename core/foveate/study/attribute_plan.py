@@ -6,6 +6,7 @@ that the job runs it once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -100,8 +101,7 @@ def explain_all(
 
 def estimate(methods: Sequence[Attribution], objective: Objective, *, rows: int) -> list[Estimate]:
     """The price of each method for ``rows`` target rows, timed on ``objective``'s first row."""
-    cells = objective.source.cells(objective.batch).shape
-    shape = (*objective.inputs.shape[1:-3], *cells)
+    shape = objective.map_shape
     forward, backward = _seconds_a_row(objective)
     found = []
     for group in _by_recipe(methods):
@@ -110,7 +110,7 @@ def estimate(methods: Sequence[Attribution], objective: Objective, *, rows: int)
             total = Cost(cost.forward * rows, cost.backward * rows)
             # A backward pass needs its own forward with the graph kept, which is what was timed.
             seconds = (total.forward - total.backward) * forward + total.backward * backward
-            per_patch = cost.forward / (shape[-1] * shape[-2])
+            per_patch = cost.forward / math.prod(shape)
             found.append(Estimate(method.name, rows, total.forward, total.backward, per_patch, max(0.0, seconds)))
     return found
 

@@ -6,6 +6,7 @@ are not used hold NaN, an empty label and class -1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,16 +18,23 @@ from foveate.data.records import EDGES
 from foveate.errors import PluginError, UsageError
 from foveate.geometry import regrid
 from foveate.study.attribute_plan import method_cost, method_options
+from foveate.study.clip_frames import frame_coords, map_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveate.data.products import ProductWriter
     from foveate.data.run import Run
-    from foveate.interfaces import AttentionSource, Attribution, AttributionMap, Target, TargetRow
+    from foveate.interfaces import AttentionSource, Attribution, AttributionMap, Prediction, Target, TargetRow
 
 PREFIX = "attributions/"
-EMPTY: Mapping[str, Any] = {"converged": False, "target_label": "", "target_class": -1, "target_object": -1}
+EMPTY: Mapping[str, Any] = {
+    "converged": False,
+    "target_label": "",
+    "target_class": -1,
+    "target_object": -1,
+    "target_track": "",
+}
 """What an unused slot holds, where it is not NaN."""
 
 
@@ -74,18 +82,21 @@ def open_writer(
 ) -> ProductWriter:
     """The product of one method, allocated or continued, with ``extra`` numbers a target row.
 
-    Where targets are ``objects``, it also says which: the query, and its predicted box in original pixels.
+    Where targets are ``objects``, it also says which: the query, and its predicted box in original pixels; of
+    clips the track. Maps of clips have an axis ``frame``, see :mod:`foveate.study.clip_frames`.
 
     Raises StoreError where one of other settings is in its place and ``overwrite`` is not set.
     """
     y, x = run.grid.centres
     unit = {"units": "pixel of the model's input"}
     coords: dict[str, Any] = {"target": np.arange(slots), "y": ("y", y, unit), "x": ("x", x, unit)}
+    coords |= frame_coords(run)
+    frame = ("frame",) if run.media == "clip" else ()
     row: tuple[tuple[str, ...], tuple[int, ...]] = (("sample", "target"), (len(run), slots))
     variables: dict[str, tuple[Any, ...]] = {
         "map": (
-            (*row[0], "y", "x"),
-            (*row[1], *run.grid.shape),
+            (*row[0], *frame, "y", "x"),
+            (*row[1], *map_shape(run)),
             "float32",
             {"long_name": "attribution on cells of the model's input"},
         ),
@@ -100,6 +111,8 @@ def open_writer(
         place = {"long_name": "predicted box of the object", "units": "pixel of the original image"}
         variables["target_box"] = ((*row[0], "edge"), (*row[1], len(EDGES)), "float32", place)
         coords["edge"] = list(EDGES)
+        if frame:
+            variables["target_track"] = (*row, "string", {"long_name": "track of the object, empty for none"})
     return run.product_writer(PREFIX + name, variables, coords, attrs, overwrite=overwrite)
 
 
@@ -110,20 +123,24 @@ def blocks(
     scores: NDArray[Any],
     extra: Sequence[str],
     slots: Slots,
-    boxes: NDArray[np.float32] | None = None,
+    own: Sequence[Prediction | None] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """A method's maps of one batch as blocks of its product, ``(sample, slot, ...)``.
 
-    ``boxes`` (row, edge) are the objects', where targets are objects. Raises PluginError where the method did not
-    give one map a target row.
+    ``own`` are the model's answers for the objects, where targets are objects. Raises PluginError where the method
+    did not give one map a target row.
     """
-    if len(made.values) != len(rows) or made.values.shape[1:] != made.grid.shape:
+    shape = map_shape(run)
+    axes, found = len(shape) - 2, made.values.shape
+    if len(found) != len(shape) + 1 or found[0] != len(rows) or found[-2:] != made.grid.shape:
+        expected = ", ".join(map(str, (len(rows), *("frame",) * axes, *made.grid.shape)))
         raise PluginError(
-            f"method {made.method}: expected maps ({len(rows)}, {made.grid.shape[0]}, {made.grid.shape[1]}) for "
-            f"{len(rows)} target rows on its own grid, got {made.values.shape}"
+            f"method {made.method}: expected maps ({expected}) for {len(rows)} target rows on its own grid, got "
+            f"{found}"
         )
     values = made.values if made.grid == run.grid else regrid(made.values, made.grid, run.grid)
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(values).all((1, 2)))
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(tuple(range(1, values.ndim))))
+    values = _with_room(values, shape, made.method)
     claimed: Any = made.info.get("converged_rows", made.converged)
     classes = [-1 if row.class_index is None else row.class_index for row in rows]
     per_row = made.info.get("per_row", {})
@@ -135,10 +152,25 @@ def blocks(
         "target_class": np.array(classes, np.int32),
         **{name: np.asarray(per_row.get(name, np.full(len(rows), np.nan)), np.float32) for name in extra},
     }
-    if boxes is not None:
+    if own is not None:
         columns["target_object"] = np.array([-1 if row.object is None else row.object for row in rows], np.int32)
-        columns["target_box"] = boxes
+        boxes = [(np.nan,) * len(EDGES) if one is None or one.box is None else one.box for one in own]
+        columns["target_box"] = np.asarray(boxes, np.float32)
+        if axes:
+            tracks = ["" if one is None else one.track or "" for one in own]
+            columns["target_track"] = np.array(tracks, object)
     return {name: slots.lay(name, column) for name, column in columns.items()}
+
+
+def _with_room(values: NDArray[Any], shape: tuple[int, ...], method: str) -> NDArray[Any]:
+    """Maps ``(row, [frame,] y, x)`` padded with NaN behind a clip's end. PluginError for too many frames."""
+    if values.shape[1:] == shape:
+        return values
+    if len(shape) < 3 or values.shape[1] > shape[0]:
+        raise PluginError(f"method {method}: maps of shape {values.shape[1:]}, but the run's are {shape}")
+    room = np.full((len(values), *shape), np.nan, values.dtype)
+    room[:, : values.shape[1]] = values
+    return room
 
 
 def empty_blocks(run: Run, extra: Sequence[str], slots: Slots, *, objects: bool) -> dict[str, NDArray[Any]]:
@@ -148,8 +180,10 @@ def empty_blocks(run: Run, extra: Sequence[str], slots: Slots, *, objects: bool)
     if objects:
         blank["target_object"] = np.full(size, -1, np.int32)
         blank["target_box"] = np.full((*size, len(EDGES)), np.nan, np.float32)
+        if run.media == "clip":
+            blank["target_track"] = np.full(size, "", object)
     return blank | {
-        "map": np.full((*size, *run.grid.shape), np.nan, np.float32),
+        "map": np.full((*size, *map_shape(run)), np.nan, np.float32),
         "converged": np.zeros(size, bool),
         "score": np.full(size, np.nan, np.float32),
         "target_label": np.full(size, "", object),
@@ -167,7 +201,8 @@ def provenance(
     run: Run, source: AttentionSource, method: Attribution, target: Target, *, seed: int
 ) -> dict[str, Any]:
     """All that fixes the maps; equal attributes mean the same job."""
-    cost, options = method_cost(method, run.grid.shape), method_options(method)
+    shape = map_shape(run)
+    cost, options = method_cost(method, shape), method_options(method)
     return {
         "method": method.name,
         "citation": getattr(method, "citation", ""),
@@ -180,7 +215,7 @@ def provenance(
         "seed": seed,
         "forward_passes": cost.forward,
         "backward_passes": cost.backward,
-        "evaluations_per_patch": cost.forward / (run.grid.shape[0] * run.grid.shape[1]),
+        "evaluations_per_patch": cost.forward / math.prod(shape),
         "model": source.card.id,
         "weights_sha256": source.card.weights_sha256,
         "captum": version("captum"),

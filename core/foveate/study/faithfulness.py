@@ -1,6 +1,7 @@
 """The job behind ``foveate faithfulness``: score every stored map of a run, with controls, and rank.
 
-Curves are written as they are computed (``faithfulness/curves``), so a job that was cut off goes on. Areas,
+Curves are written as they are computed (``faithfulness/curves``; of tubes and frames of clips in
+``faithfulness/tubes/curves`` and ``faithfulness/frames/curves``), so a job that was cut off goes on. Areas,
 localisation, agreement and the leaderboard follow from what is stored and are made anew each time.
 """
 
@@ -31,7 +32,7 @@ from foveate.faithfulness.readings import MATCH, vanished_share
 from foveate.faithfulness.scoring import score_maps
 from foveate.faithfulness.tables import to_csv, to_dict, to_markdown, to_text
 from foveate.study.faithfulness_inputs import stored_maps
-from foveate.study.faithfulness_job import CURVES, Job, Progress, Settings, fill
+from foveate.study.faithfulness_job import CURVES, Job, Progress, Settings, fill, product_name
 
 if TYPE_CHECKING:
     from foveate.data.run import Run
@@ -94,10 +95,10 @@ def run_faithfulness(
     job = Job(run, source or run.open_source(), stored_maps(run, methods), settings, twin, tuple(twin_methods))
     failed = fill(job, progress)
     scores = _scores(job)
-    run.write_product(SCORES, scores)
+    run.write_product(product_name(SCORES, job.unit), scores)
     agreement = _agreement(job)
     if agreement.sizes["captum"]:
-        run.write_product(AGREEMENT, agreement)
+        run.write_product(product_name(AGREEMENT, job.unit), agreement)
     board = build_leaderboard(scores.isel(sample=job.positions), agreement, main=main, seed=settings.scoring.seed)
     files = _write(board, agreement, out, figure) if out is not None else ()
     return FaithfulnessReport(board, failed, files)
@@ -119,8 +120,8 @@ def estimate_faithfulness(
     visible = bound.visible(run.grid)
     scores = score_maps(bound.objective, job.maps(bound, [position]), run.grid, job.scoring, visible)
     seconds = time.perf_counter() - started
-    cells = run.grid.shape[0] * run.grid.shape[1]
-    each = forward_count(len(scores.methods) - 1, job.scoring.random_orders, cells, job.scoring.protocol)
+    units = job.unit.of(bound.objective.map_shape).count
+    each = forward_count(len(scores.methods) - 1, job.scoring.random_orders, units, job.scoring.protocol)
     count = max(int(maps.known[job.positions].sum()) for maps in job.stored.values())
     return Cost(len(job.positions), scores.methods, each * count, seconds * count / len(bound.objective))
 
@@ -130,13 +131,16 @@ def estimate_faithfulness(
 
 def _scores(job: Job) -> xr.Dataset:
     """Areas and what the leaderboard needs beside them, from the stored curves."""
-    curves = job.run.product(CURVES).load()
+    curves = job.run.product(product_name(CURVES, job.unit)).load()
     names = [str(name) for name in curves["method"].values]
     stored = job.stored
+    fraction = curves["fraction"].values
+    if fraction.ndim > 1:  # clips of different length change other shares of their units: (sample, ..., step)
+        fraction = fraction.reshape(len(fraction), *(1,) * (curves["curve"].ndim - 2), -1)
     area = xr.DataArray(
-        area_under(curves["curve"].values, curves["fraction"].values),
+        area_under(curves["curve"].values, fraction),
         dims=curves["curve"].dims[:-1],
-        attrs={"long_name": "area under the curve: mean score over the fraction of cells changed"},
+        attrs={"long_name": f"area under the curve: mean score over the fraction of {job.unit.kind} changed"},
     )
     data = xr.Dataset(
         {
@@ -148,6 +152,8 @@ def _scores(job: Job) -> xr.Dataset:
         coords={name: curves[name] for name in ("method", "mode", "baseline", "scale", "target", "sample")},
         attrs={key: value for key, value in curves.attrs.items() if key not in ("product_hash", "commit_batch")},
     )
+    if job.videos is not None:
+        data = data.assign_coords(video=("sample", job.videos))
     if VANISHES in curves["scale"].values:
         gone = _vanished(curves)
         data["vanished"] = gone.transpose("method", "sample", ...)
@@ -182,7 +188,8 @@ def _agreement(job: Job) -> xr.Dataset:
         for name, stored in job.stored.items()
     }
     ids = [str(name) for name in job.run.samples["id"].values[job.positions]]
-    return captum_agreement(maps, by_captum, ids, seed=job.scoring.seed)
+    videos = None if job.videos is None else [job.videos[position] for position in job.positions]
+    return captum_agreement(maps, by_captum, ids, videos=videos, seed=job.scoring.seed)
 
 
 def _write(board: Leaderboard, agreement: xr.Dataset, out: Path, figure: str) -> tuple[Path, ...]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from foveate.attribution.clips import frame_count
 from foveate.attribution.objective import Objective
 from foveate.attribution.objects import OwnBox, OwnMask, of_objects, own_predictions, own_share
 from foveate.attribution.padding import visible_share
-from foveate.attribution.reference import Centre, Edge, Oracle, Saturation, Uniform, Untrained, mask_share
+from foveate.attribution.reference import Centre, Edge, Oracle, Saturation, Uniform, Untrained, sample_share
+from foveate.attribution.reference_clips import Motion, OneFrame
 from foveate.errors import UsageError
 from foveate.faithfulness.orders import to_cells
 from foveate.faithfulness.readings import read_as
@@ -134,7 +136,7 @@ class Bound:
     def visible(self, cells: CellGrid) -> NDArray[np.bool_] | None:
         """Cells that show the image and not only padding, (target row, cell); None where all do."""
         shares = [visible_share(geometry, cells).ravel() > 0 for geometry in self.objective.batch.geometry]
-        seen = np.stack(shares)
+        seen = np.tile(np.stack(shares), max(1, frame_count(self.objective.frames)))
         return None if seen.all() else seen
 
     @property
@@ -145,6 +147,11 @@ class Bound:
     def rows_of(self, table: NDArray[Any]) -> NDArray[Any]:
         """Entries of a table ``(sample of the batch, target, ...)`` by target row."""
         return table[[s for s, _ in self.slots], [t for _, t in self.slots]]
+
+    def maps_of(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Stored maps ``(sample of the batch, target, [frame,] y, x)`` by target row, cut to the clips' length."""
+        rows = self.rows_of(values)
+        return rows[:, : frame_count(self.objective.frames)] if self.objective.frames else rows
 
 
 def bind(
@@ -233,10 +240,13 @@ def control_maps(
 ) -> dict[str, NDArray[np.float64]]:
     """Maps that explain nothing, and the oracle where ``masks``: name -> (target row, cell).
 
-    Edge and saturation need colour images as input, own box and own mask targets that are objects; where that is
-    not so, they are left out. A mask of the image is no truth about one of its objects: they have no oracle.
+    Edge, saturation and motion need colours as input, own box and own mask targets that are objects; where that
+    is not so, they are left out. Motion and one frame are for clips. A mask of the image is no truth about one of
+    its objects: they have no oracle.
     """
     controls: list[Attribution] = [Uniform(), Centre(), Edge(), Saturation()]
+    if bound.objective.frames:
+        controls += [Motion(), OneFrame()]
     if bound.of_objects:
         controls += [OwnBox(), OwnMask()]
     elif masks:
@@ -256,22 +266,23 @@ def control_maps(
     return made
 
 
-DISPENSABLE = (Edge.name, Saturation.name, OwnBox.name, OwnMask.name)
+DISPENSABLE = (Edge.name, Saturation.name, Motion.name, OwnBox.name, OwnMask.name)
 
 
 def evidence_share(bound: Bound, cells: CellGrid) -> NDArray[np.float64]:
     """What localisation is measured against: the share of each cell, (target row, cell), under the sample's mask.
 
-    Of an object: under its predicted box, or mask where it has no box. NaN where there is neither.
+    Of an object: under its predicted box, or mask where it has no box; of a track under its masks. NaN where there
+    is neither.
     """
-    objective = bound.objective
+    objective, frames = bound.objective, bound.objective.frames
     if bound.of_objects:
         own = own_predictions(objective.source, objective.batch, objective.bound)
-        shares = [own_share(*pair, cells) for pair in zip(own, objective.batch.geometry, strict=True)]
+        shares = [own_share(*pair, cells, frames) for pair in zip(own, objective.batch.geometry, strict=True)]
         return np.stack(shares).reshape(len(shares), -1)
-    blank = np.full(cells.shape, np.nan)
+    blank = np.full(objective.map_shape, np.nan)
     rows = [
-        blank if mask is None else mask_share(mask, geometry, cells)
-        for mask, geometry in zip(bound.masks, bound.objective.batch.geometry, strict=True)
+        blank if mask is None else sample_share(mask, objective.batch, row, cells, frames)
+        for row, mask in enumerate(bound.masks)
     ]
     return np.stack(rows).reshape(len(rows), -1)

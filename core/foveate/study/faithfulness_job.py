@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from foveate.faithfulness.leaderboard import RANDOM
 from foveate.faithfulness.localisation import LOCALISATION, localisation
 from foveate.faithfulness.orders import to_cells
 from foveate.faithfulness.readings import readings_of
+from foveate.faithfulness.replacement import FREEZE
 from foveate.faithfulness.scoring import Scoring, score_maps
+from foveate.faithfulness.units import Unit
+from foveate.study.clip_frames import alike, cell_counts, check_frames
 from foveate.study.faithfulness_inputs import (
     Bound,
     StoredMaps,
@@ -43,7 +47,7 @@ CURVES = "faithfulness/curves"
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a faithfulness job. ``samples`` draws that many images (seeded) instead of all."""
+    """Of a faithfulness job. ``samples`` draws that many images or clips (seeded) instead of all."""
 
     scoring: Scoring = field(default_factory=Scoring)
     samples: int | None = None
@@ -73,6 +77,8 @@ class Job:
                 remedy="explain class or iou_score with foveate attribute --target-kind",
             )
         self.positions = _chosen(run, settings)
+        _check_for_clips(run, settings.scoring)
+        self.frames = cell_counts(run)
         self.masks = "mask" in run.samples and any(str(path) for path in run.samples["mask"].values)
         _, bound = self.probe()
         self.objects = bound.of_objects
@@ -104,7 +110,7 @@ class Job:
         found = {}
         for name, stored in self.stored.items():
             check_same_answer(bound, stored, positions)
-            found[name] = to_cells(bound.rows_of(stored.values[list(positions)]), cells, cells)
+            found[name] = to_cells(bound.maps_of(stored.values[list(positions)]), cells, cells)
         return found | control_maps(bound, cells, masks=self.masks, twin=self.twin, twin_methods=self.twin_methods)
 
     @property
@@ -113,9 +119,67 @@ class Job:
         return self.masks or self.objects
 
     @property
+    def unit(self) -> Unit:
+        """What vanishes at once."""
+        return self.scoring.unit
+
+    def fractions(self, position: int) -> NDArray[np.float64]:
+        """Shares of the units that are changed at each step, for one sample."""
+        frames = (int(self.frames[position]),) if self.run.media == "clip" else ()
+        count = self.unit.of((*frames, *self.run.grid.shape)).count
+        return self.scoring.protocol.counts(count) / count
+
+    @property
+    def steps(self) -> int:
+        """Room for steps: those of the sample with the most."""
+        return max(self.fractions(first).size for first in self._lengths)
+
+    @property
+    def videos(self) -> list[str] | None:
+        """The recording of every sample, the unit of statistics of clips; None for images."""
+        if self.run.media != "clip":
+            return None
+        names = self.run.samples["video"].values if "video" in self.run.samples else self.run.samples["id"].values
+        return [str(name) for name in names]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether clips differ in length, and so in the shares of units that are changed."""
+        return len(self._lengths) > 1
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """The position of one scored sample of each length."""
+        return [int(self.positions[i]) for i in np.unique(self.frames[self.positions], return_index=True)[1]]
+
+    @property
     def targets(self) -> int:
         """Room for target rows a sample."""
         return max(int(stored.values.shape[1]) for stored in self.stored.values())
+
+
+def product_name(name: str, unit: Unit) -> str:
+    """``faithfulness/curves`` of one unit: cells as they are, others in a group of their own."""
+    top, _, rest = name.partition("/")
+    return name if unit.kind == "cells" else f"{top}/{unit.kind}/{rest}"
+
+
+def _of_clips(job: Job) -> dict[str, Any]:
+    """What fixes scores of clips besides: the unit, and how many frame cells it was taken from."""
+    if job.run.media != "clip":
+        return {}
+    return {**job.unit.record(), "frame_cells": [int(n) for n in job.frames], "frozen_nowhere": "mean"}
+
+
+def _check_for_clips(run: Run, scoring: Scoring) -> None:
+    """Raise UsageError where images are to vanish in tubes, or to freeze."""
+    if run.media == "clip":
+        return
+    if scoring.unit.kind != "cells" or FREEZE in scoring.protocol.baselines:
+        raise UsageError(
+            f"{run.path}: units other than cells and the baseline {FREEZE!r} are for clips, these are images",
+            remedy="--unit cells --baseline mean",
+        )
 
 
 def _on_scales_of(job: Job, bound: Bound, scoring: Scoring) -> Scoring:
@@ -154,8 +218,16 @@ def fill(job: Job, progress: Progress | None) -> dict[str, str]:
 def _score_batch(
     job: Job, writer: ProductWriter, names: Sequence[str], positions: NDArray[np.intp], failed: dict[str, str]
 ) -> None:
+    for group in alike(job.run, positions):
+        _score_alike(job, writer, names, group, failed)
+
+
+def _score_alike(
+    job: Job, writer: ProductWriter, names: Sequence[str], positions: Sequence[int], failed: dict[str, str]
+) -> None:
+    """Score samples that one batch can hold, and write."""
     loaded: dict[int, Sample] = {}
-    for position in map(int, positions):
+    for position in positions:
         try:
             loaded[position] = job.run.load_sample(position)
         except SampleError as error:
@@ -164,12 +236,17 @@ def _score_batch(
         return
     bound = job.bind(loaded)
     if bound is None:
-        writer.write(list(loaded), _nothing(job, len(loaded), len(names)))
+        writer.write(list(loaded), _nothing(job, list(loaded), len(names)))
         return
+    check_frames(job.run, job.source, bound.objective.batch, next(iter(loaded)))
     maps = _in_order(job.maps(bound, list(loaded)), names)
     grid = job.run.grid
     scores = score_maps(bound.objective, maps, grid, job.scoring, bound.visible(grid))
-    blocks = {"curve": _place(scores.curves, bound, len(loaded), job.targets)}
+    curves = _with_room(scores.curves, job.steps)
+    blocks: dict[str, NDArray[Any]] = {
+        "curve": _place(curves, bound, len(loaded), job.targets),
+        **_shares(job, list(loaded)),
+    }
     if job.localises:
         blocks["localisation"] = _place(_localised(job, bound, maps), bound, len(loaded), job.targets)
     writer.write(list(loaded), blocks)
@@ -181,20 +258,35 @@ def _in_order(maps: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> 
     return {name: maps.get(name, blank) for name in names if name != RANDOM}
 
 
-def _nothing(job: Job, samples: int, methods: int) -> dict[str, NDArray[np.float32]]:
+def _with_room(values: NDArray[Any], steps: int) -> NDArray[Any]:
+    """Values along steps ``(..., step)``, the last repeated up to ``steps``, which leaves areas as they are."""
+    return np.concatenate([values, np.repeat(values[..., -1:], steps - values.shape[-1], axis=-1)], axis=-1)
+
+
+def _shares(job: Job, positions: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """The block of fractions, where they differ from sample to sample."""
+    if not job.ragged:
+        return {}
+    return {"fraction": np.stack([_with_room(job.fractions(position), job.steps) for position in positions])}
+
+
+def _nothing(job: Job, positions: Sequence[int], methods: int) -> dict[str, NDArray[Any]]:
     """Blocks of samples without a target: all NaN."""
-    protocol = job.scoring.protocol
-    steps = protocol.counts(job.run.grid.areas.size).size
-    curve = (samples, job.targets, methods, len(MODES), len(protocol.baselines), len(protocol.scales), steps)
+    protocol, samples = job.scoring.protocol, len(positions)
+    curve = (samples, job.targets, methods, len(MODES), len(protocol.baselines), len(protocol.scales), job.steps)
     shapes: dict[str, tuple[int, ...]] = {"curve": curve}
     if job.localises:
         shapes["localisation"] = (samples, job.targets, methods, len(LOCALISATION))
-    return {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
+    blank = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
+    return {**blank, **_shares(job, positions)}
 
 
 def _localised(job: Job, bound: Bound, maps: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
     """(target row, method, measure); "random" has the expected value of a random order: a uniform map's."""
+    frames = bound.objective.frames
     share, area = evidence_share(bound, job.run.grid), job.run.grid.areas.ravel()
+    if frames:  # a tubelet of two frames holds twice the pixels
+        area = np.outer(np.bincount(frames), area).ravel()
     stack = np.stack([*maps.values(), np.ones_like(share)], axis=1)
     rows = [localisation(values, one, area) for values, one in zip(stack, share, strict=True)]
     return np.asarray(rows, dtype=np.float32)
@@ -209,26 +301,30 @@ def _place(rows: NDArray[np.float32], bound: Bound, samples: int, targets: int) 
 
 
 def _writer(job: Job, names: Sequence[str]) -> ProductWriter:
-    scoring, grid = job.scoring, job.run.grid
-    protocol = scoring.protocol
-    fractions = protocol.counts(grid.shape[0] * grid.shape[1]) / (grid.shape[0] * grid.shape[1])
+    protocol, steps = job.scoring.protocol, np.arange(job.steps)
     axes = {
         "target": np.arange(job.targets),
         "method": list(names),
         "mode": list(MODES),
         "baseline": list(protocol.baselines),
         "scale": list(protocol.scales),
-        "step": np.arange(fractions.size),
+        "step": steps,
         "measure": list(LOCALISATION),
     }
     dims = ("target", "method", "mode", "baseline", "scale", "step")
     variables: dict[str, tuple[Any, ...]] = {"curve": _variable(job, dims, axes)}
     if job.localises:
         variables["localisation"] = _variable(job, ("target", "method", "measure"), axes)
+    share = {"long_name": f"share of the {job.unit.kind} that are changed"}
+    if job.ragged:
+        variables["fraction"] = (("sample", "step"), (len(job.run), job.steps), "float64", share)
     used = {dim for dims, *_ in variables.values() for dim in dims}
     coords = {name: values for name, values in axes.items() if name in used}
-    coords["fraction"] = ("step", fractions, {"long_name": "share of the cells that are changed"})
-    return job.run.product_writer(CURVES, variables, coords, _attrs(job), overwrite=job.settings.overwrite)
+    if not job.ragged:
+        coords["fraction"] = ("step", job.fractions(int(job.positions[0])), share)
+    return job.run.product_writer(
+        product_name(CURVES, job.unit), variables, coords, _attrs(job), overwrite=job.settings.overwrite
+    )
 
 
 def _variable(job: Job, dims: Sequence[str], axes: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -244,6 +340,7 @@ def _attrs(job: Job) -> dict[str, Any]:
         "weights_sha256": card.weights_sha256,
         "target": f"{target.kind} ({'what the model answers' if target.label is None else target.label})",
         "grid": list(job.run.grid.shape),
+        **_of_clips(job),
         "localisation_of": "own box" if job.objects else "mask" if job.masks else "",
         "maps": {name: str(stored.attrs.get("product_hash", "")) for name, stored in job.stored.items()},
         "untrained": job.twin.card.id if job.twin else "",
