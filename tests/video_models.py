@@ -32,6 +32,7 @@ def _class(name: str) -> dict[str, Any]:
     return {"architectures": [name], "num_labels": 5}
 
 
+DIVIDED = SHAPE | SIZE | _class("TimesformerForVideoClassification")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "VideoMAEModel": ("videomae", SHAPE | SIZE),
     "VideoMAEForVideoClassification": ("videomae", SHAPE | SIZE | _class("VideoMAEForVideoClassification")),
@@ -49,11 +50,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "VJEPA2Model": ("vjepa2", JEPA),
     "VJEPA2ForVideoClassification": ("vjepa2", JEPA | _class("VJEPA2ForVideoClassification")),
     "TimesformerModel": ("timesformer", SHAPE | SIZE),
-    "TimesformerForVideoClassification": ("timesformer", SHAPE | SIZE | _class("TimesformerForVideoClassification")),
-    "TimeSformer, joint": (
-        "timesformer",
-        SHAPE | SIZE | _class("TimesformerForVideoClassification") | {"attention_type": "joint_space_time"},
-    ),
+    "TimesformerForVideoClassification": ("timesformer", DIVIDED),
+    "TimeSformer, joint": ("timesformer", DIVIDED | {"attention_type": "joint_space_time"}),
 }
 
 
