@@ -189,8 +189,8 @@ def recorded_attention(model: DvisDaq) -> Iterator[list[tuple[str, dict[str, Ten
                 second(name, module)
             elif name.endswith("activation_proj"):
 
-                def pool(_m: Any, _a: Any, out: Any, name: str = name) -> None:
-                    calls.append((name, {"weights": out[1].transpose(0, 1)[None, None, ..., None]}))
+                def pool(_m: Any, _a: Any, out: tuple[Tensor, Tensor], name: str = name) -> None:
+                    calls.append((name, {"weights": out[1].T}))
 
                 handles.append(module.register_forward_hook(pool))
     try:
