@@ -545,6 +545,14 @@ class AttentionSource(ABC):
     def score(self, outputs: Outputs, batch: Batch, bound: BoundTarget) -> torch.Tensor:
         """One differentiable number a row of ``bound``, float32 ``(target,)``, on ``bound.scale``."""
 
+    def hold(self, batch: Batch, outputs: Outputs) -> Batch:
+        """The batch with the discrete decisions of ``outputs``, which further forwards on it keep.
+
+        Trackers decide by thresholds which rows are tracks. Held, "track 3" of a perturbed clip is track 3 of the
+        intact one. Other models decide nothing: the batch itself.
+        """
+        return batch
+
     @abstractmethod
     def label(self, call: CallKey, batch: Batch, outputs: Outputs) -> CallLabels:
         """Name the axes of one call. Asked after the forward, when tracks and windows are known."""

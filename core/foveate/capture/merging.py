@@ -17,4 +17,5 @@ def pull_back(vectors: Tensor, matrix: Tensor) -> Tensor:
     if matrix.dim() == 3:
         matrix = matrix.to(vectors)
         return torch.stack([vectors[i] @ matrix[i] for i in range(samples)])
-    return (vectors.flatten(0, 1) @ matrix.to(vectors)).unflatten(0, (samples, slots))
+    moved: Tensor = vectors.flatten(0, 1) @ matrix.to(vectors)
+    return moved.unflatten(0, (samples, slots))
