@@ -28,15 +28,15 @@ def command(model: str, as_json: bool, **options: Any) -> None:
 
 
 def _in_words(seen: dict[str, Any]) -> str:
-    card = seen["card"]
+    card, clip = seen["card"], seen["media"] == "clip"
     head = [
         ("model", f"{card['id']} ({card['source']}, {seen['parameters'] / 1e6:.2f} M parameters)"),
         ("weights", card["weights_sha256"] or "no hash given"),
         ("revision", card["revision"] or "none given"),
         ("licence", card["licence"]),
-        ("input", " x ".join(map(str, seen["input"])) + "  (channel, y, x)"),
-        ("grid", " x ".join(map(str, seen["grid"])) + " cells" if seen["grid"] else "none: not a picture"),
-        ("crop", f"{seen['visible']:.0%} of a 4:3 picture reaches the model"),
+        ("input", " x ".join(map(str, seen["input"])) + f"  ({'frame, ' if clip else ''}channel, y, x)"),
+        ("grid", _cells(seen)),
+        ("crop", f"{seen['visible']:.0%} of a 4:3 {'frame' if clip else 'picture'} reaches the model"),
         ("targets", ", ".join(seen["targets"])),
         *seen["facts"].items(),
         *(("note", note) for note in card["notes"]),
@@ -47,16 +47,29 @@ def _in_words(seen: dict[str, Any]) -> str:
     return "\n".join([*lines, "", table([_row(site) for site in seen["sites"]], columns)])
 
 
+def _cells(seen: dict[str, Any]) -> str:
+    if not seen["grid"]:
+        return "none: not a picture"
+    spatial = " x ".join(map(str, seen["grid"]))
+    frames = seen["frame_cells"]
+    return f"{spatial} cells" if not frames else f"{frames} frame cells of {spatial} cells"
+
+
 def _row(site: dict[str, Any]) -> tuple[str, ...]:
     return (
         site["id"],
         site["kind"],
         _ranges(site["layers"]),
         str(site["heads"]),
-        _count(site["query"]),
+        _per_group(site["group"]) + _count(site["query"]),
         _count(site["key"]),
         site["readout"] or "-",
     )
+
+
+def _per_group(group: dict[str, int]) -> str:
+    """For attention that stays within frames, places or windows: how many there are."""
+    return "".join(f"{size} {name}s x " for name, size in group.items())
 
 
 def _count(tokens: dict[str, int]) -> str:

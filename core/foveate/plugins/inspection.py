@@ -1,4 +1,4 @@
-"""What an opened model is, in plain data: found by running it once on a grey picture, not from its name."""
+"""What an opened model is, in plain data: found by running it once on a grey picture or clip, not by its name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PROBE = (192, 256)
 """Height and width of the grey picture: not square, so that cropping and stretching can be told apart."""
+FRAMES = 4
+"""Frames of the grey clip."""
 
 
 def inspect_source(source: AttentionSource) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def inspect_source(source: AttentionSource) -> dict[str, Any]:
 
     Runs one forward without gradients. Raises what the source's own methods raise.
     """
-    batch = source.encode([probe()])
+    batch = source.encode([probe(source.media)])
     outputs = source.forward(batch)
     readouts = source.readout(batch, outputs)
     parameters = sum(parameter.numel() for parameter in source.module.parameters())
@@ -29,7 +31,9 @@ def inspect_source(source: AttentionSource) -> dict[str, Any]:
         "facts": dict(source.facts()),
         "parameters": parameters,
         "input": list(batch.inputs.shape[1:]),
+        "media": source.media,
         "grid": _grid(source, batch),
+        "frame_cells": max(source.frame_cells(batch), default=-1) + 1,
         "visible": _visible(batch),
         "targets": list(source.targets),
         "sites": [_site(source, site, batch, outputs, readouts) for site in source.sites],
@@ -37,11 +41,12 @@ def inspect_source(source: AttentionSource) -> dict[str, Any]:
     }
 
 
-def probe() -> Sample:
-    """The grey picture, with a caption for models that read text."""
+def probe(media: str = "image") -> Sample:
+    """The grey picture, with a caption for models that read text; or the grey clip."""
     import numpy as np
 
-    pixels = np.full((*PROBE, 3), 127, np.uint8)
+    shape = (FRAMES, *PROBE, 3) if media == "clip" else (*PROBE, 3)
+    pixels = np.full(shape, 127, np.uint8)
     return Sample(id="probe", pixels=pixels, columns={"text": "a grey picture"})
 
 
@@ -53,6 +58,7 @@ def _site(source: AttentionSource, site: Site, batch: Batch, outputs: Outputs, r
         "form": site.form,
         "layers": list(site.layers),
         "heads": site.heads,
+        "group": {name: size for name, size in labels.leading if name != "sample"},
         "query": _tokens(labels.query),
         "key": _tokens(labels.key),
         "readout": readouts[site.id].rule if site.id in readouts else None,
