@@ -73,6 +73,19 @@ def test_mass_is_whole_where_all_points_lie_inside():
     assert torch.allclose(record.rows([0, 3]).sum(-1), torch.ones(B, H, 2))
 
 
+@pytest.mark.parametrize("spread", [0.5, 1.4, 3.0])
+def test_entropy_is_that_of_the_row_divided_by_its_mass(spread):
+    points, logits, values = call(spread=spread)
+    module, record, _ = tapped(points, logits, values)
+    truth = dense(points, module.weights)
+    mass = truth.sum(-1)
+    p = truth / mass[..., None].clamp_min(1e-300)
+    expected = torch.where(mass > 0, torch.special.entr(p).sum(-1), 0.0)
+    found = record.stats()
+    assert torch.allclose(found.entropy.double(), expected, atol=1e-5)
+    assert torch.allclose(found.received.double(), truth.mean(-2), atol=1e-6)
+
+
 @pytest.mark.parametrize("fuse", ["mean", "max"])
 def test_left_product_without_the_matrix(fuse):
     points, logits, values = call()

@@ -114,6 +114,76 @@ def test_a_run_stores_it_beside_the_rows(tmp_path: Path, name: str) -> None:
             assert float(weights[~dataset["allowed"].values].max()) == 0.0
 
 
+MASKED = ("DETR", "Conditional DETR", "Deformable DETR", "Grounding DINO", "Mask2Former", "OneFormer", "EoMT")
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_reductions_say_how_many_keys_a_row_may_read(name: str) -> None:
+    """Against the masks of all rows: K of each row, and the share of the queries that may read a key."""
+    source = tiny(name)
+    batch = source.encode(photos(*SHAPES))
+    sites = [s.id for s in source.sites if set(s.masks) - {"causal"}]
+    plan = CapturePlan(tuple(SitePlan(s, rows="all", reductions=("entropy",)) for s in sites), dtype="float32")
+    found = capture_batch(source, batch, plan).sites
+    blocked = 0
+    for site in sites:
+        arrays = found[site].arrays
+        if "allowed" not in arrays:  # its masks block nothing here
+            assert "key_count" not in arrays
+            continue
+        free = arrays["allowed"]  # (sample, layer, query, key)
+        np.testing.assert_array_equal(arrays["key_count"], free.sum(-1))
+        np.testing.assert_allclose(arrays["reader_share"], free.mean(-2), atol=1e-6)
+        blocked += int((~free).sum())
+    assert blocked > 0
+
+
+ALL_ROWS = [
+    ("Conditional DETR", "encoder.self"),
+    ("Mask2Former", "decoder.cross.p4"),
+    ("Deformable DETR", "encoder.self"),
+    ("Deformable DETR", "decoder.cross"),
+    ("RT-DETR", "encoder.self"),
+    ("RT-DETR", "decoder.cross"),
+]
+
+
+@pytest.mark.parametrize(("name", "site"), ALL_ROWS)
+def test_metrics_of_all_rows_do_not_count_blocked_keys(tmp_path: Path, name: str, site: str) -> None:
+    """H / ln K and the column means of every row, by hand from the full matrices over the keys that are free."""
+    from foveate.data.run import Run
+    from foveate.study.measure import measure_run
+
+    for sample in photos((64, 90), (100, 60)):
+        Image.fromarray(sample.pixels).save(tmp_path / f"{sample.id}.png")
+    source = tiny(name)
+    plan = build_plan(source, sites=[site], rows="all", reductions=("entropy", "received"), dtype="float32")
+    run_capture(source, [tmp_path], tmp_path / "run.zarr", plan=plan, batch_size=2)
+    run = Run.open(tmp_path / "run.zarr")
+    measure_run(run, metrics=["entropy_normalised", "entropy", "received_mass"], keys="all")
+    stored = run.site(site)
+    weights = stored["attention"].values.astype(np.float64)  # (sample, layer, head, query, key)
+    free = np.ones(weights[:, :, 0].shape, bool)
+    if name != "RT-DETR":
+        free = stored["allowed"].values
+        assert not free.all()
+    free = np.broadcast_to(free[:, :, None], weights.shape)
+    readable = np.where(free, weights, 0.0)  # deformable points on padding read zeros
+    readers = free.sum(-2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.nan_to_num(readable / readable.sum(-1, keepdims=True))  # nothing read: 0
+        entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
+        expected = {
+            "entropy_normalised": np.where(free.sum(-1) > 1, entropy / np.log(free.sum(-1)), np.nan),
+            "entropy": np.where(free.any(-1), entropy, np.nan),
+            "received_mass": np.where(readers > 0, readable.sum(-2) / readers, np.nan),
+        }
+    for metric, truth in expected.items():
+        values = next(iter(run.product(f"metrics/{site}/{metric}").data_vars.values())).values
+        assert np.isfinite(values).any()
+        np.testing.assert_allclose(values, truth, atol=2e-5, rtol=2e-4, equal_nan=True)
+
+
 def test_metrics_do_not_count_blocked_keys(tmp_path: Path) -> None:
     """Normalised entropy of the readout row, by hand over the keys that lie on the picture."""
     from foveate.data.run import Run

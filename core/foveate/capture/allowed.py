@@ -50,6 +50,26 @@ def allowed_rows(record: Record, selection: Selection, labels: CallLabels | None
     return (allowed(record, slice(None)) & used[:, :, None]).any(1, keepdim=True)
 
 
+def allowed_counts(record: Record) -> dict[str, Tensor]:
+    """How many keys each row may read, ``key_count`` int32 ``(batch, query)``, and by which share of the queries
+    each key may be read, ``reader_share`` float32 ``(batch, key)``; a few rows at a time.
+    """
+    batch, _, queries, keys = record.shape
+    count = torch.zeros(batch, queries, dtype=torch.int32, device=record.device)
+    readers = torch.zeros(batch, keys, dtype=torch.float64, device=record.device)
+    for positions in record.positions():
+        free = allowed(record, positions)
+        count[:, positions] = free.sum(-1, dtype=torch.int32)
+        readers += free.sum(-2)
+    return {"key_count": count, "reader_share": (readers / max(1, queries)).float()}
+
+
+def hidden_counts(valid: Tensor, queries: int) -> dict[str, Tensor]:
+    """The same where the source hides keys from whole samples: ``valid`` ``(batch, key)``."""
+    count = valid.sum(-1, dtype=torch.int32)[:, None].expand(-1, queries)
+    return {"key_count": count, "reader_share": valid.float()}
+
+
 def _of_mask(record: DenseRecord, positions: Positions, rows: Tensor) -> Tensor:
     """What mask and causality leave, broadcast against ``(batch, row, key)``."""
     keys = torch.arange(record.shape.keys, device=record.device)

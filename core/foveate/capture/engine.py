@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.capture.allowed import allowed, allowed_rows
+from foveate.capture.allowed import allowed, allowed_counts, allowed_rows, hidden_counts
 from foveate.capture.certificate import Certificate, check_record
+from foveate.capture.deformable import DeformableRecord
 from foveate.capture.forward import tapped_forward
 from foveate.capture.labels import call_labels, join_leading, on_axis
 from foveate.capture.plan import SiteJob, site_jobs
@@ -52,9 +53,10 @@ ROW_AXES = {
     "weight": -2,
     "inside": -2,
     "level": -2,
+    "key_count": -1,
 }
 """Where each array has the query axis."""
-KEY_AXES = {"attention": -1, "allowed": -1, "received": -1, "head_mean": -1}
+KEY_AXES = {"attention": -1, "allowed": -1, "received": -1, "head_mean": -1, "reader_share": -1}
 """Where each array has the key axis."""
 
 
@@ -74,6 +76,9 @@ class SiteCapture:
       and at ragged ones: False where no head of the row could read the key, where ``CallLabels.valid`` hides it
       from the sample, and where the row or the key does not exist
 
+    - ``key_count`` int32 (..., layer, token): how many keys each row may read (K, in any head), and
+      ``reader_share`` (..., layer, key): which share of the queries may read each key; at the same sites,
+      beside ``entropy`` and ``received``
     - ``location`` (..., layer, head, query, point, 2): (y, x) in pixels of the model's input, ``weight``,
       ``inside`` (bool) and ``level`` (int32) (..., layer, head, query, point): the sampling points of the rows
       kept, where the plan's reductions name ``points`` (:mod:`foveate.capture.points`)
@@ -142,6 +147,11 @@ class _Part:
         self.levels[call] = sizes_of(record)
 
     @property
+    def counted(self) -> bool:
+        """Whether reductions are kept that blocked keys must not be counted in."""
+        return bool({"entropy", "received"} & set(self.job.plan.reductions))
+
+    @property
     def masked(self) -> bool:
         """Whether masks must be kept with the rows; a causal one follows from the positions alone."""
         site = self.job.site
@@ -163,10 +173,12 @@ class _Collector:
         if part is None or call.layer not in part.job.layers:
             return
         part.shapes[call] = record.shape
-        found = reduce_rows(record, part.job.folds, topk=part.job.plan.topk)
+        found = reduce_rows(record, part.job.folds, topk=part.job.plan.topk, hidden=_hidden(part, record))
         part.arrays[call] = {name: array.cpu() for name, array in found.items()}
         if part.masked and part.job.plan.rows == "all":
             part.arrays[call]["allowed"] = allowed(record, slice(None)).cpu()
+        if part.masked and part.counted:
+            part.arrays[call] |= {name: array.cpu() for name, array in allowed_counts(record).items()}
         if POINTS in part.job.plan.reductions and part.job.plan.rows == "all":
             part.keep_points(call, record, Selection("all"), None)
         if part.selection is not None and part.selection.ready(record):
@@ -264,6 +276,15 @@ def _placed(name: str, array: Tensor, said: CallLabels, *, rows: bool) -> Tensor
     return array
 
 
+def _hidden(part: _Part, record: Record) -> Tensor | None:
+    """Padding of deformable attention ``(batch, key)``, before the source can say where it is: values that are
+    0."""
+    wanted = "padding" in part.job.site.masks and "entropy" in part.job.plan.reductions
+    if not wanted or not isinstance(record, DeformableRecord):
+        return None
+    return (record.values() == 0).all(-1).all(1)
+
+
 def _hide(part: _Part, labels: Mapping[CallKey, CallLabels]) -> None:
     """Mark keys that the source says are hidden from a sample as not allowed, beside what masks blocked."""
     for call, said in labels.items():
@@ -272,6 +293,12 @@ def _hide(part: _Part, labels: Mapping[CallKey, CallLabels]) -> None:
             valid = join_leading(said.valid.cpu(), said)[:, None]
             free = part.arrays[call].get("allowed", torch.ones((), dtype=torch.bool))
             part.arrays[call]["allowed"] = (free & valid).expand(-1, rows.shape[-2], -1)
+        if said.valid is not None and part.counted:
+            if part.masked:  # what masks and source hide together was not counted
+                del part.arrays[call]["key_count"], part.arrays[call]["reader_share"]
+            else:
+                valid = join_leading(said.valid.cpu(), said)
+                part.arrays[call] |= hidden_counts(valid, part.shapes[call].queries)
 
 
 def _kept(part: _Part, queries: int) -> tuple[tuple[int, ...], str]:

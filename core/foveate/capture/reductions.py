@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Fold(ABC):
     """A reduction of blocks ``(batch, head, row, key)`` to named arrays."""
 
-    def __init__(self, record: Record, rank: int) -> None:
-        self.shape, self.device, self.rank = record.shape, record.device, rank
+    def __init__(self, record: Record, rank: int, hidden: Tensor | None = None) -> None:
+        self.shape, self.device, self.rank, self.hidden = record.shape, record.device, rank, hidden
 
     @abstractmethod
     def add(self, positions: Positions, block: Tensor) -> None:
@@ -36,16 +36,28 @@ class Fold(ABC):
 
 
 class Entropy(Fold):
-    """Shannon entropy of every row in nats: ``entropy`` (batch, head, query)."""
+    """Shannon entropy of every row in nats: ``entropy`` (batch, head, query).
 
-    def __init__(self, record: Record, rank: int) -> None:
-        super().__init__(record, rank)
+    Of a row that does not sum to 1 (deformable points outside the picture, slots) it is the entropy of the row
+    divided by its sum, over the keys that are not hidden; 0 where nothing is left.
+    """
+
+    def __init__(self, record: Record, rank: int, hidden: Tensor | None = None) -> None:
+        super().__init__(record, rank, hidden)
         self.entropy = torch.empty(self.shape[:3], device=self.device)
+        self.sums_to_one = record.sums_to_one
 
     def add(self, positions: Positions, block: Tensor) -> None:
         """-sum p ln p with 0 ln 0 = 0; ``torch.special.entr`` takes 1.7 times as long (not vectorised)."""
+        if self.hidden is not None:
+            block = block.masked_fill(self.hidden[:, None, None], 0.0)
         logs = block.clamp_min(torch.finfo(block.dtype).tiny).log_()
-        self.entropy[..., positions] = -torch.linalg.vecdot(block, logs).to(self.entropy)
+        found = -torch.linalg.vecdot(block, logs)
+        if not self.sums_to_one or self.hidden is not None:
+            # with m the sum of a row: -sum (p / m) ln (p / m) = (-sum p ln p) / m + ln m
+            mass = block.sum(-1)
+            found = torch.where(mass > 0, found / mass + mass.log(), 0.0)
+        self.entropy[..., positions] = found.to(self.entropy)
 
     def results(self) -> dict[str, Tensor]:
         """One array."""
@@ -55,8 +67,8 @@ class Entropy(Fold):
 class Received(Fold):
     """Mean over queries of each column: ``received`` (batch, head, key)."""
 
-    def __init__(self, record: Record, rank: int) -> None:
-        super().__init__(record, rank)
+    def __init__(self, record: Record, rank: int, hidden: Tensor | None = None) -> None:
+        super().__init__(record, rank, hidden)
         batch, heads, _, keys = self.shape
         self.total = torch.zeros(batch, heads, keys, device=self.device)
 
@@ -72,8 +84,8 @@ class Received(Fold):
 class HeadMean(Fold):
     """Mean over heads: ``head_mean`` (batch, query, key). Quadratic in tokens, but not in heads."""
 
-    def __init__(self, record: Record, rank: int) -> None:
-        super().__init__(record, rank)
+    def __init__(self, record: Record, rank: int, hidden: Tensor | None = None) -> None:
+        super().__init__(record, rank, hidden)
         batch, _, queries, keys = self.shape
         self.mean = torch.empty(batch, queries, keys, device=self.device)
 
@@ -89,8 +101,8 @@ class HeadMean(Fold):
 class TopK(Fold):
     """The largest keys of every row, largest first: ``topk_value``, ``topk_index`` (batch, head, query, rank)."""
 
-    def __init__(self, record: Record, rank: int) -> None:
-        super().__init__(record, min(rank, record.shape.keys))
+    def __init__(self, record: Record, rank: int, hidden: Tensor | None = None) -> None:
+        super().__init__(record, min(rank, record.shape.keys), hidden)
         shape = (*self.shape[:3], self.rank)
         self.value = torch.empty(shape, device=self.device)
         self.index = torch.empty(shape, device=self.device, dtype=torch.int32)
@@ -109,8 +121,8 @@ class TopK(Fold):
 class Full(Fold):
     """The whole matrix: ``attention`` (batch, head, query, key)."""
 
-    def __init__(self, record: Record, rank: int) -> None:
-        super().__init__(record, rank)
+    def __init__(self, record: Record, rank: int, hidden: Tensor | None = None) -> None:
+        super().__init__(record, rank, hidden)
         self.attention = torch.empty(self.shape, device=self.device)
 
     def add(self, positions: Positions, block: Tensor) -> None:
@@ -140,9 +152,14 @@ def check_reductions(names: Iterable[str]) -> None:
             )
 
 
-def reduce_rows(record: Record, folds: Sequence[type[Fold]], *, topk: int = 16) -> dict[str, Tensor]:
-    """All ``folds`` over one pass through the record's rows."""
-    running = [fold(record, topk) for fold in folds]
+def reduce_rows(
+    record: Record, folds: Sequence[type[Fold]], *, topk: int = 16, hidden: Tensor | None = None
+) -> dict[str, Tensor]:
+    """All ``folds`` over one pass through the record's rows.
+
+    ``hidden`` ``(batch, key)`` is True for keys that hold nothing to read although no mask blocks them.
+    """
+    running = [fold(record, topk, hidden) for fold in folds]
     if running:
         for positions, block in record.blocks():
             for fold in running:

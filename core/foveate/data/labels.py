@@ -68,6 +68,8 @@ VARIABLES: Mapping[str, Variable] = {
     "allowed": Variable(
         ("layer", "query", "key"), "bool", "False where a mask blocks the key for this row in every head"
     ),
+    "key_count": Variable(("layer", "token"), "int32", "number of keys that the row may read (masks, padding)"),
+    "reader_share": Variable(("layer", "key"), "float32", "share of the queries that may read the key"),
     "topk_index": Variable(("layer", "head", "token", "rank"), "int32", "key positions of topk_value"),
 }
 """What a site's arrays are; ``attention`` marks those that the plan's dtype applies to."""

@@ -207,13 +207,16 @@ def _rows_part(site_id: str, site: xr.Dataset, metrics: tuple[Metric, ...], keys
 def _reduced_part(site_id: str, site: xr.Dataset, name: str, metrics: tuple[Metric, ...], keys: Keys) -> _Part:
     array, key = site[name], _tokens(site, "key")
     allowed = allowed_keys(site, "token") if "token" in array.dims else None
+    masks = site.get("key_count" if "token" in array.dims else "reader_share")
 
     def walk(part: xr.DataArray, positions: Sequence[int]) -> Blocks:
         given = [metric for metric in metrics if is_reducible(metric, site, keys)]
-        return reduced_blocks(part, given, key=_of(key, positions), keys=keys, allowed=allowed)
+        left = None if masks is None else masks.isel(sample=list(positions))
+        return reduced_blocks(part, given, key=_of(key, positions), keys=keys, allowed=allowed, masks=left)
 
     source = f"{array.dtype} at capture, every row"
-    return _Part(site_id, array, metrics, source, walk, _counts(metrics, key, keys, allowed))
+    differs = allowed if masks is None else np.ones((1, 1), bool)  # K differs between rows
+    return _Part(site_id, array, metrics, source, walk, _counts(metrics, key, keys, differs))
 
 
 def _counts(
