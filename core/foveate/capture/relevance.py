@@ -212,14 +212,21 @@ def _selected(step: MergeStep, columns: Tensor) -> Tensor:
 
     Raises CaptureError where tokens are mixed: R - I of a mixture has no rule in the paper.
     """
-    matrix = step.matrix.to(columns)
-    if step.others or not bool(((matrix == 0) | (matrix == 1)).all() & (matrix.sum(-1) == 1).all()):
+    if step.others or not _selects(step.matrix):
         raise CaptureError(
             f"chefer_iccv21: merged tokens ({step.name or step.target}) under cross-attention "
             "have no rule in the paper",
             remedy="use rollout or grad_attention",
         )
-    return matrix @ columns
+    return pull_back(columns.transpose(1, 2), step.matrix.transpose(-1, -2)).transpose(1, 2)
+
+
+def _selects(matrix: Tensor) -> bool:
+    """Whether every row of a matrix, dense or sparse, is one 1 and zeros."""
+    entries, sums = matrix, matrix.sum(-1)
+    if matrix.is_sparse:
+        entries, sums = matrix.coalesce().values(), sums.to_dense()
+    return bool(((entries == 0) | (entries == 1)).all() & (sums == 1).all())
 
 
 def _normalised(grown: Tensor | None) -> Tensor | None:
