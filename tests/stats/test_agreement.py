@@ -99,3 +99,26 @@ def test_one_image_has_no_null():
 def test_shapes_must_match():
     with pytest.raises(ValueError, match="two arrays"):
         agreement(np.zeros((2, 3)), np.zeros((2, 4)), SPEARMAN)
+
+
+@pytest.mark.parametrize("measure", [SPEARMAN, TOP_OVERLAP, JS_DIVERGENCE], ids=lambda m: m.name)
+def test_the_null_leaves_out_images_of_the_same_group(measure):
+    random = np.random.default_rng(5)
+    a, b = random.random((2, 6, 12))
+    groups = ["x", "y", "x", "z", "y", "y"]
+    got = agreement(a, b, measure, groups=groups)
+    for i in range(6):
+        others = [j for j in range(6) if groups[j] != groups[i]]
+        pairs = [(float(measure.score(a[i], b[j])) + float(measure.score(a[j], b[i]))) / 2 for j in others]
+        assert got.null[i] == pytest.approx(np.mean(pairs), abs=1e-9)
+    np.testing.assert_array_equal(got.own, agreement(a, b, measure).own)
+    own_groups = agreement(a, b, measure, groups=list(range(6))).null
+    np.testing.assert_array_equal(own_groups, agreement(a, b, measure).null)
+
+
+def test_one_group_has_no_null():
+    a, b = np.random.default_rng(6).random((2, 4, 9))
+    for measure in (SPEARMAN, JS_DIVERGENCE):
+        assert np.isnan(agreement(a, b, measure, groups=["same"] * 4).null).all()
+    with pytest.raises(ValueError, match="3 groups for 4 images"):
+        agreement(a, b, SPEARMAN, groups=["a", "b", "c"])

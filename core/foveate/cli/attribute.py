@@ -47,7 +47,7 @@ SAMPLES_FAILED = 5
 @dry_run_option
 @json_option
 def command(run: Path | None, as_list: bool, as_json: bool, dry_run: bool, **given: Any) -> None:
-    """Explain what the model answered for the images of RUN, and store the maps there.
+    """Explain what the model answered for the images or clips of RUN, and store the maps there.
 
     Prints, for each method, model evaluations a patch and the agreement (Spearman) of two seeds; a sampled
     map below 0.8 has not converged and stays out of rankings.
@@ -132,7 +132,7 @@ class _progress:  # noqa: N801  # used as a context manager only
     def __enter__(self) -> Callable[[int, int], None]:
         from tqdm import tqdm
 
-        self.bar = tqdm(unit="image", desc="attribute", disable=None)
+        self.bar = tqdm(unit="sample", desc="attribute", disable=None)
         return self._step
 
     def __exit__(self, *_: object) -> None:

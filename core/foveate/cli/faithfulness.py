@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from foveate.study.faithfulness import Cost
     from foveate.study.faithfulness_job import Settings
 
-BASELINES = ("mean", "blur", "black", "zero")
+BASELINES = ("mean", "blur", "black", "zero", "freeze")
+UNITS = ("cells", "tubes", "frames")
+DEFAULT_BASELINES = {"cells": ("mean", "blur"), "tubes": ("mean", "blur"), "frames": ("freeze", "mean", "blur")}
+"""Of whole frames, repeating the nearest kept one comes first: nothing is shown that no camera saw."""
 TWIN_METHODS = ("readout", "saliency_abs")
 """Repeated on an untrained twin where the run holds them: one attention map, one gradient map."""
 
@@ -32,11 +35,25 @@ TWIN_METHODS = ("readout", "saliency_abs")
     "baselines",
     multiple=True,
     type=click.Choice(BASELINES),
-    default=("mean", "blur"),
-    show_default=True,
-    help="What replaces a patch; repeatable, the first is the table's.",
+    help="What replaces a patch; repeatable, the first is the table's; freeze is for clips.  "
+    "[default: mean, blur; with --unit frames freeze, mean, blur]",
 )
-@click.option("--samples", type=int, metavar="N", help="A seeded draw of N images.  [default: all]")
+@click.option(
+    "--unit",
+    type=click.Choice(UNITS),
+    default="cells",
+    show_default=True,
+    help="What vanishes at once; tubes (a patch through time) and frames are for clips.",
+)
+@click.option("--tube-frames", type=int, metavar="N", help="Frame cells in a tube at most.  [default: all]")
+@click.option(
+    "--unit-value",
+    type=click.Choice(["sum", "mean"]),
+    default="sum",
+    show_default=True,
+    help="What a map gives a tube or a frame.",
+)
+@click.option("--samples", type=int, metavar="N", help="A seeded draw of N images or clips.  [default: all]")
 @click.option("--random-orders", default=20, show_default=True, help="Random orders an image is compared with.")
 @click.option("--seed", default=0, show_default=True, help="Of ties, random orders, draws and intervals.")
 @click.option(
@@ -67,8 +84,8 @@ def command(
     """Score the explanations that `foveate attribute` stored in RUN, beside maps that explain nothing.
 
     Patches vanish (deletion) or appear (insertion) in the order of each map; the answer to the intact image
-    is scored as probability and as logit. The same call again continues a job that was cut off. Exit code 5
-    where some images could not be read.
+    is scored as probability and as logit. Of clips, --unit says what vanishes at once, and statistics count
+    videos. The same call again continues a job that was cut off. Exit code 5 where some could not be read.
     """
     from foveate.data.run import Run
     from foveate.study.faithfulness import estimate_faithfulness, run_faithfulness
@@ -109,15 +126,21 @@ def _settings(
     seed: int,
     batch_size: int,
     overwrite: bool,
+    unit: Any,
+    tube_frames: int | None,
+    unit_value: Any,
 ) -> Settings:
     from foveate.faithfulness.curves import Protocol
     from foveate.faithfulness.scoring import Scoring
+    from foveate.faithfulness.units import Unit
     from foveate.study.faithfulness_job import Settings
 
     if samples is not None and samples < 1:
         raise UsageError(f"--samples {samples}: expected at least 1")
-    protocol = Protocol(baselines=tuple(dict.fromkeys(baselines)), steps=steps)
-    return Settings(Scoring(protocol, random_orders, seed), samples, max(1, batch_size), overwrite)
+    chosen: tuple[Any, ...] = baselines or DEFAULT_BASELINES[unit]
+    protocol = Protocol(baselines=tuple(dict.fromkeys(chosen)), steps=steps)
+    taken = Unit(unit, tube_frames, unit_value)
+    return Settings(Scoring(protocol, random_orders, seed, taken), samples, max(1, batch_size), overwrite)
 
 
 def _twin(run: Run, untrained: str, device: str) -> AttentionSource | None:
@@ -149,7 +172,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr that learns its length with the first step."""
     from tqdm import tqdm
 
-    with tqdm(unit="image", desc="faithfulness", disable=None) as bar:
+    with tqdm(unit="sample", desc="faithfulness", disable=None) as bar:
 
         def step(done: int, total: int) -> None:
             bar.total = total
@@ -163,7 +186,7 @@ def _show_cost(cost: Cost, as_json: bool) -> None:
         emit({"dry_run": True, **vars(cost)})
         return
     click.echo(
-        f"{cost.samples} images, {len(cost.methods)} maps each ({', '.join(cost.methods)}): "
-        f"{cost.forwards:,} pictures through the model, about {cost.seconds:.0f} s (from one timed image)"
+        f"{cost.samples} samples, {len(cost.methods)} maps each ({', '.join(cost.methods)}): "
+        f"{cost.forwards:,} pictures through the model, about {cost.seconds:.0f} s (from one timed sample)"
     )
     say("nothing was written")

@@ -8,12 +8,10 @@ import math
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from foveate.faithfulness.leaderboard import ORACLE, RANDOM
-from foveate.faithfulness.objects import OWN_PLACE
-from foveate.faithfulness.readings import MATCH
+from foveate.faithfulness.captions import caption, localisation_names, number, words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from foveate.faithfulness.leaderboard import Leaderboard, Row
     from foveate.stats.intervals import Interval
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 
 WIDTH = 120
 """Characters a line of the caption in a terminal."""
-FEW_IMAGES = 20
-"""Below this many images the caption warns."""
 _AGREEMENT = {"spearman": "Captum rho", "top_overlap": "top 10 %"}
 
 
@@ -72,11 +68,11 @@ def to_dict(board: Leaderboard) -> dict[str, Any]:
 
 
 def title(board: Leaderboard) -> str:
-    """Model, target and n in one line."""
+    """Model, target and n in one line; of clips, also what vanishes at once."""
     facts = board.facts
     return (
         f"Faithfulness of explanations: {facts.get('model', 'unknown model')}, "
-        f"target {facts.get('target', 'unknown')}, {board.n} image{'s' * (board.n != 1)}"
+        f"target {facts.get('target', 'unknown')}, {words_of(board).counted(board.n)}"
     )
 
 
@@ -108,136 +104,9 @@ def record(board: Leaderboard, row: Row) -> dict[str, Any]:
     return flat | {"converged": row.converged, "seed_spearman": _or_none(row.seed_spearman)}
 
 
-def caption(board: Leaderboard) -> list[str]:
-    """What was done, what beats what, and what this does not show: one sentence or two a line."""
-    return [*_how(board), *_findings(board), *_unranked(board), *_caveats(board)]
-
-
-def _how(board: Leaderboard) -> list[str]:
-    facts, measure = board.facts, board.main.mode
-    better = "smaller" if board.main.lower_is_better else "larger"
-    lines = [
-        f"Areas: mean score ({board.main.scale}) of the answer to the intact image while cells are replaced by "
-        f"the {board.main.baseline} baseline, most important first (deletion, smaller is better), or put back "
-        f"(insertion, larger is better). Sorted by {measure}: {better} is better.",
-        f"{measure.capitalize()} - random: paired difference to the mean of {facts.get('random_orders', '?')} "
-        "random orders of the same image, with its 95 % bootstrap interval over images. Verdict: the interval "
-        "excludes 0 and Wilcoxon's test holds after Holm's correction over all rows; else inconclusive.",
-        f"Rank range, +/-: over {len(board.protocols)} protocols (deletion and insertion x baselines x output "
-        "scales): best and worst rank among methods (areas within 0.5 % of the spread tie); in how many the row "
-        "is better/worse than random.",
-    ]
-    if any(row.localisation for row in board.rows):
-        place = "the object's own predicted box" if _of_boxes(board) else "the mask"
-        lines.append(
-            f"{', '.join(_localisation_names(board).values())}: does the map point at {place}? Not faithfulness: "
-            "a model may use what lies outside it."
-        )
-    if any(key.scale.endswith(MATCH) for key in board.protocols):
-        lines.append(_match_words(board))
-    if any(row.agreement for row in board.rows):
-        lines.append(_agreement_words(board))
-    return lines
-
-
-def _of_boxes(board: Leaderboard) -> bool:
-    return board.facts.get("localisation_of") == "own box"
-
-
-def _localisation_names(board: Leaderboard) -> dict[str, str]:
-    """Column headings by measure."""
-    inside = "own box" if _of_boxes(board) else "mask"
-    return {"pointing": "pointing", "roc_auc": "ROC-AUC", "mass_accuracy": f"mass in {inside}"}
-
-
-def _match_words(board: Leaderboard) -> str:
-    share = board.facts.get("vanished_share")
-    known = isinstance(share, float) and math.isfinite(share)
-    return (
-        "Objects are followed by their query (probability, logit) and by best match (probability@match). An "
-        "object that no answer matches any more has vanished and scores 0"
-        + (f"; so it was in {share:.0%} of the pictures." if known else ".")
-    )
-
-
-def _agreement_words(board: Leaderboard) -> str:
-    words = (
-        "Captum rho, top 10 %: Spearman correlation and overlap of the top tenth with Captum's maps of the same "
-        "image, minus those with maps of other images, mean over Captum's methods; never part of the ranking."
-    )
-    if "captum" in board.ceilings:
-        words += f" Captum's methods among themselves reach rho {_number(board.ceilings['captum'].estimate)}"
-        words += "." if "seeds" not in board.ceilings else ","
-    if "seeds" in board.ceilings:
-        words += f" sampled methods with themselves under another seed {_number(board.ceilings['seeds'].estimate)}"
-        words += " (plain correlation)."
-    return words
-
-
-def _findings(board: Leaderboard) -> list[str]:
-    named = {v: [row.method for row in board.ranked if _verdict(row) == v] for v in ("better", "worse")}
-    open_cases = [row.method for row in board.ranked if _verdict(row) == "inconclusive"]
-    lines = [
-        f"Better than random: {_list(named['better'])}. Worse: {_list(named['worse'])}. "
-        f"Inconclusive: {_list(open_cases)}."
-    ]
-    if board.pairwise and board.ranked:
-        lines.append(_best_words(board))
-    lines += [_beyond_words(control, found) for control, found in board.beyond.items()]
-    knowing = (ORACLE, RANDOM, *OWN_PLACE)
-    control = next((row for row in board.controls if row.method not in knowing), None)
-    if control is not None and board.ranked:
-        ahead = [row.method for row in board.ranked if board.rows.index(row) < board.rows.index(control)]
-        lines.append(
-            f"Strongest control that knows nothing of the model's answer: {control.method}; "
-            f"methods ahead of it: {_list(ahead)}."
-        )
-    return lines
-
-
-def _beyond_words(control: str, found: Mapping[str, Comparison]) -> str:
-    named = {v: [name for name, one in found.items() if one.verdict == v] for v in ("better", "worse")}
-    rest = [name for name in found if name not in (*named["better"], *named["worse"])]
-    words = control.replace("_", " ")
-    return (
-        f"Better than the object's {words}, filled evenly: {_list(named['better'])}. Worse: "
-        f"{_list(named['worse'])}. Inconclusive: {_list(rest)}. Only the first explain more than its place."
-    )
-
-
-def _best_words(board: Leaderboard) -> str:
-    best = board.ranked[0].method
-    beaten = [name for name, one in board.pairwise.items() if one.verdict == "better"]
-    level = [row.method for row in board.rows if _against(board, row) in ("inconclusive", "no interval")]
-    return (
-        f"{best} is first; it beats {_list(beaten)} in paired tests (Holm), "
-        f"and cannot be told from {_list(level)}."
-    )
-
-
-def _unranked(board: Leaderboard) -> list[str]:
-    return [
-        f"Not ranked: {row.method}, only {row.converged:.0%} of its maps converged"
-        + (f" (seed-to-seed Spearman {_number(row.seed_spearman)})." if math.isfinite(row.seed_spearman) else ".")
-        for row in board.unranked
-    ]
-
-
-def _caveats(board: Leaderboard) -> list[str]:
-    lines = [
-        "Holds for this model (one checkpoint), this target and these images. Pictures with replaced cells are "
-        "unlike those the model was trained on; where verdicts change with the baseline, trust none of them."
-    ]
-    if board.n < 2:
-        lines.insert(0, "One image: no interval, no test, no verdict.")
-    elif board.n < FEW_IMAGES:
-        lines.insert(0, f"Only {board.n} images: intervals are rough and most differences cannot be seen.")
-    return lines
-
-
 def _cells(board: Leaderboard) -> list[list[str]]:
     """Header and lines; methods and controls together in the order of the main score, unranked ones last."""
-    names = _localisation_names(board)
+    names = localisation_names(board)
     localised = [name for name in names if any(name in row.localisation for row in board.rows)]
     agreed = [name for name in _AGREEMENT if any(name in row.agreement for row in board.rows)]
     followed = any(math.isfinite(row.deletion_by_match) for row in board.rows)
@@ -254,10 +123,10 @@ def _cells(board: Leaderboard) -> list[list[str]]:
     header += [_AGREEMENT[name] for name in agreed]
     lines = []
     for row in (*(r for r in board.rows if r.is_ranked or r.is_control), *board.unranked):
-        matched = [_number(row.deletion_by_match)] * followed
-        line = [*_place(board, row), _name(row), _number(row.deletion), *matched, _number(row.insertion)]
+        matched = [number(row.deletion_by_match)] * followed
+        line = [*_place(board, row), _name(row), number(row.deletion), *matched, number(row.insertion)]
         line += [*_versus(row), _signs(row)]
-        line += [_number(row.localisation[m].estimate) if m in row.localisation else "" for m in localised]
+        line += [number(row.localisation[m].estimate) if m in row.localisation else "" for m in localised]
         line += [_signed(row.agreement[m].estimate) if m in row.agreement else "" for m in agreed]
         lines.append(line)
     return [header, *lines]
@@ -291,14 +160,6 @@ def _signs(row: Row) -> str:
 
 def _rank(board: Leaderboard, row: Row) -> int | None:
     return board.ranked.index(row) + 1 if row.is_ranked else None
-
-
-def _verdict(row: Row) -> str:
-    return row.versus_random.verdict if row.versus_random else ""
-
-
-def _against(board: Leaderboard, row: Row) -> str:
-    return board.pairwise[row.method].verdict if row.method in board.pairwise else ""
 
 
 def _comparison(one: Comparison | None) -> dict[str, Any]:
@@ -337,13 +198,5 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "n/a"
-
-
 def _signed(value: float) -> str:
     return f"{value:+.3f}" if math.isfinite(value) else "n/a"
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) if names else "none"

@@ -248,6 +248,7 @@ def _bind(
         if of_objects(bound):
             answers = source.predictions(outputs, batch)
             own = [own_prediction(answers[row.sample], row) for row in bound.rows]
+        batch = source.hold(batch, outputs)
     return batch, bound, own
 
 

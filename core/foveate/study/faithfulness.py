@@ -153,7 +153,7 @@ def _scores(job: Job) -> xr.Dataset:
         attrs={key: value for key, value in curves.attrs.items() if key not in ("product_hash", "commit_batch")},
     )
     if job.videos is not None:
-        data = data.assign_coords(video=("sample", job.videos))
+        data = data.assign_coords(video=("sample", job.videos)).assign_attrs(unit_of_statistics="video")
     if VANISHES in curves["scale"].values:
         gone = _vanished(curves)
         data["vanished"] = gone.transpose("method", "sample", ...)

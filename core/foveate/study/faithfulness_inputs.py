@@ -164,7 +164,9 @@ def bind(
     """
     batch = source.encode(samples)
     with torch.no_grad():
-        bound = source.bind(source.forward(batch), batch, target)
+        outputs = source.forward(batch)
+        bound = source.bind(outputs, batch, target)
+        batch = source.hold(batch, outputs)  # a tracker's rows stay the tracks that they were
     placed = [(i, place) for i, place in enumerate(_places(bound.rows, stored)) if place is not None]
     if not placed:
         return None

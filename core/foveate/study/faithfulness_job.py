@@ -164,6 +164,12 @@ def product_name(name: str, unit: Unit) -> str:
     return name if unit.kind == "cells" else f"{top}/{unit.kind}/{rest}"
 
 
+def _localised_by(job: Job) -> str:
+    if job.objects:
+        return "own box" if job.run.media == "image" else "own mask"
+    return "mask" if job.masks else ""
+
+
 def _of_clips(job: Job) -> dict[str, Any]:
     """What fixes scores of clips besides: the unit, and how many frame cells it was taken from."""
     if job.run.media != "clip":
@@ -341,7 +347,7 @@ def _attrs(job: Job) -> dict[str, Any]:
         "target": f"{target.kind} ({'what the model answers' if target.label is None else target.label})",
         "grid": list(job.run.grid.shape),
         **_of_clips(job),
-        "localisation_of": "own box" if job.objects else "mask" if job.masks else "",
+        "localisation_of": _localised_by(job),
         "maps": {name: str(stored.attrs.get("product_hash", "")) for name, stored in job.stored.items()},
         "untrained": job.twin.card.id if job.twin else "",
     }
