@@ -14,6 +14,14 @@ def foveate_sources() -> list[SourceSpec]:
     """Video models."""
     return [
         SourceSpec(
+            name="dvis-daq",
+            target="foveate_dvis.daq_source:DaqSource",
+            summary="DVIS-DAQ: video instance segmentation, online or offline, with tracks that come and go",
+            capabilities=frozenset({"spatial", "temporal", "gradients", "objects"}),
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
+        SourceSpec(
             name="video-vit",
             target="foveate_dvis.video_vit:VideoSource",
             summary="VideoMAE, ViViT, V-JEPA 2: clips through joint space-time attention",
@@ -26,6 +34,14 @@ def foveate_sources() -> list[SourceSpec]:
             target="foveate_dvis.video_vit_divided:DividedSource",
             summary="TimeSformer: clips through attention over time, then over space",
             capabilities=frozenset({"spatial", "temporal", "gradients"}),
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
+        SourceSpec(
+            name="videomt",
+            target="foveate_dvis.videomt:VideomtSource",
+            summary="VidEoMT: video instance segmentation, tracks by query",
+            capabilities=frozenset({"spatial", "temporal", "gradients", "objects"}),
             requires=_REQUIRES,
             remedy=_REMEDY,
         ),

@@ -33,7 +33,7 @@ def bind_choice(logits: Tensor, labels: Sequence[str], target: Target, kind: str
     if target.label is None:
         chosen = logits.detach().argmax(-1).tolist()
     else:
-        chosen = [_index_of(target.label, labels)] * len(logits)
+        chosen = [index_of(target.label, labels)] * len(logits)
     rows = tuple(TargetRow(i, kind, c, labels[c]) for i, c in enumerate(chosen))
     return BoundTarget(rows, target.scale)
 
@@ -49,7 +49,9 @@ def score_choice(logits: Tensor, bound: BoundTarget) -> Tensor:
     return table[[row.sample for row in bound.rows], [row.class_index for row in bound.rows]]
 
 
-def _index_of(label: str | int, labels: Sequence[str]) -> int:
+def index_of(label: str | int, labels: Sequence[str]) -> int:
+    """Class index of a name or index. Raises UsageError with the close matches."""
+    """Class index of a name or index. Raises UsageError with the close matches."""
     if isinstance(label, int) and not isinstance(label, bool):
         if 0 <= label < len(labels):
             return label

@@ -253,7 +253,7 @@ class SourceConformance(Kit):
         known = {site.id: site for site in self.source.sites}
         for site_id, readout in readouts.items():
             assert site_id in known, f"readout of an undeclared site {site_id!r}"
-            axis = self.source.label(CallKey(site_id, known[site_id].layers[-1]), batch, outputs).query
+            axis = self.source.label(CallKey(site_id, known[site_id].layers[-1]), batch, outputs).query_axis
             shape, groups = tuple(readout.weights.shape), known[site_id].group
             assert (shape[0], shape[-1]) == (len(batch), len(axis)), f"{site_id}: {shape}"
             assert len(shape) in (2, 2 + len(groups)), f"{site_id}: {shape} with the group {groups}"
