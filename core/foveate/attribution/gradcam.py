@@ -9,6 +9,7 @@ that the source declares for its sites; the hooks exist for one forward pass and
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from foveate.attribution.attention import over_frames
 from foveate.attribution.clips import frame_count
 from foveate.attribution.levels import patches_by_level, tokens_on_cells
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
 from foveate.errors import CaptureError, UsageError
 from foveate.geometry import CellGrid, tokens_to_cells
-from foveate.interfaces import AttentionStep, Attribution, AttributionMap, CallKey, TokenAxis
+from foveate.interfaces import AttentionStep, Attribution, AttributionMap, CallKey, CallLabels, TokenAxis
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +61,7 @@ class TokenGradients(Attribution):
         """One forward and one backward pass.
 
         Raises UsageError where the tokens of the last attention are not grids of patches a sample
-        (windows, several frames), CaptureError where they were not seen or carry no gradient.
+        (windows, a part of the frames), CaptureError where they were not seen or carry no gradient.
         """
         objective = Objective(source, batch, bound, rows=self.rows)
         cells, parts, call = source.cells(batch), [], None
@@ -141,31 +143,41 @@ def tokens_and_gradients(block: Objective) -> tuple[torch.Tensor, torch.Tensor, 
         with watched(source) as entries:
             outputs = source.forward(batch, grad=True)
         scores = source.score(outputs, batch, block.bound)
-        call, tokens = last_patch_reading(source, batch, outputs)
-        activations = _entering(entries, call, len(block), len(tokens))
+        call, labels = last_patch_reading(source, batch, outputs)
+        activations = _entering(entries, call, math.prod(size for _, size in labels.leading), len(labels.key))
         (gradients,) = torch.autograd.grad(scores.sum(), activations, allow_unused=True)
     if gradients is None:
         raise CaptureError(f"gradcam: the score does not depend on the tokens entering {call.site}[{call.layer}]")
     if not _batch_first(entries, call):
         activations, gradients = activations.transpose(0, 1), gradients.transpose(0, 1)
-    return activations.detach(), gradients, tokens, call
+    joined = (_over_frames(one, labels) for one in (activations.detach(), gradients))
+    return next(joined), next(joined), over_frames(labels), call
 
 
-def last_patch_reading(source: AttentionSource, batch: Batch, outputs: Any) -> tuple[CallKey, TokenAxis]:
-    """The last step of the flow whose keys are patches, one axis a sample."""
+def _over_frames(values: torch.Tensor, labels: CallLabels) -> torch.Tensor:
+    """``(sample, token, channel)``, the tokens frame after frame where the call attends within frames."""
+    names = [name for name, _ in labels.leading]
+    if names == ["sample"]:
+        return values
+    split: torch.Tensor = values.unflatten(0, [size for _, size in labels.leading])
+    return (split if names[0] == "sample" else split.transpose(0, 1)).flatten(1, 2)
+
+
+def last_patch_reading(source: AttentionSource, batch: Batch, outputs: Any) -> tuple[CallKey, CallLabels]:
+    """The last step of the flow whose keys are patches, of whole samples or of each of their frames."""
     for step in reversed(source.flow(batch, outputs)):
         if not isinstance(step, AttentionStep):
             continue
         labels = source.label(step.call, batch, outputs)
         if not labels.key.where("patch").size:
             continue
-        if [name for name, _ in labels.leading] != ["sample"]:
+        if sorted(name for name, _ in labels.leading) not in (["sample"], ["frame", "sample"]) or labels.at:
             raise UsageError(
                 f"gradcam: {step.call.site} attends within {', '.join(name for name, _ in labels.leading)}; "
                 "its tokens are not one grid a sample",
                 remedy="use a gradient or perturbation method for this model",
             )
-        return step.call, labels.key
+        return step.call, labels
     raise UsageError("gradcam: no attention of this model reads patches")
 
 
