@@ -22,6 +22,12 @@ def foveate_sources() -> list[SourceSpec]:
             remedy=_REMEDY,
         ),
         SourceSpec(
+            name="swimmer",
+            target="foveate_dvis.swimmer:SwimmerSource",
+            summary="foveate's own small video instance segmenter: joint space-time attention, one query a track",
+            capabilities=frozenset({"spatial", "temporal", "gradients", "objects"}),
+        ),
+        SourceSpec(
             name="video-vit",
             target="foveate_dvis.video_vit:VideoSource",
             summary="VideoMAE, ViViT, V-JEPA 2: clips through joint space-time attention",
