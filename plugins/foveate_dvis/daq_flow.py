@@ -87,7 +87,8 @@ def _one_level(sizes: list[tuple[int, int]], level: int, frames: int) -> Tensor:
     target = (frame * counts[level] + row).flatten()
     source = (frame * sum(counts) + sum(counts[:level]) + row).flatten()
     shape = (frames * counts[level], frames * sum(counts))
-    return torch.sparse_coo_tensor(torch.stack([target, source]), torch.ones(len(target)), shape)
+    index, ones = torch.stack([target, source]), torch.ones(len(target))
+    return torch.sparse_coo_tensor(index, ones, shape, check_invariants=True)
 
 
 # ------------------------------------------------------------------------------- tracker
@@ -193,4 +194,4 @@ def _matrix(entries: list[Entry], clips: DaqClips, targets: int, sources: int) -
     shape = (len(clips.clips), targets, sources)
     index = torch.tensor([entry[:3] for entry in entries], dtype=torch.long).reshape(-1, 3).T
     values = torch.tensor([entry[3] for entry in entries])
-    return torch.sparse_coo_tensor(index, values, shape).coalesce()
+    return torch.sparse_coo_tensor(index, values, shape, check_invariants=True).coalesce()
