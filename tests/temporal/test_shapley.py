@@ -1,4 +1,4 @@
-"""Shapley values against the definition for any number of players, and the sham correction against its sentence."""
+"""Shapley values against the definition for any number of players; the sham correction against its sentence."""
 
 from __future__ import annotations
 

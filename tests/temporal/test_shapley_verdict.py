@@ -1,4 +1,4 @@
-"""The rule: drawn scores with known effects get the verdict that is true of them, or none; never a false one often."""
+"""The rule: scores with known effects get the verdict that is true of them, or none; a false one hardly ever."""
 
 from __future__ import annotations
 

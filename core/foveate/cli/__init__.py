@@ -32,6 +32,7 @@ VERBS: dict[str, str] = {
     "analyse": "Analyse a detector: its queries, layers, heads and objects, beside baselines.",
     "attribute": "Explain predictions with gradients, perturbations or attention.",
     "faithfulness": "Test whether explanations explain: deletion, insertion, controls.",
+    "motion": "Test whether a video model decides by appearance, by motion, or by both.",
     "compare": "Compare two runs on the same images.",
     "beside": "A picture-text model beside a detector on the same images.",
     "audit": "Say which numbers of a table of attention statistics are impossible.",

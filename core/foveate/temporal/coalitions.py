@@ -7,7 +7,7 @@ noise), each coalition is made several times and scores are averaged: the choice
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -149,11 +149,3 @@ def _free(coalition: Coalition, removal: Removal) -> bool:
 
 def _seed(seed: int, video: int, draw: int) -> int:
     return int(np.random.SeedSequence([seed, video, draw]).generate_state(1)[0])
-
-
-def averaged(scores: Mapping[tuple[Coalition, bool], list[NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
-    """Means over draws, named ``none`` ... and ``sham none`` ...; every entry is (video,) or (row,)."""
-    return {
-        f"sham {coalition}" if sham else coalition: np.mean(np.stack(draws), axis=0)
-        for (coalition, sham), draws in scores.items()
-    }

@@ -18,7 +18,7 @@ Clips are uint8 ``(frame, y, x, channel)``, masks bool ``(frame, y, x)``; nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     Clip = NDArray[np.uint8]
     Masks = NDArray[np.bool_]
+
+Frames = TypeVar("Frames", bound="NDArray[Any]")
 
 GREY = 120
 """Level that replaces what is under a mask."""
@@ -66,9 +68,9 @@ def shuffled_order(frames: int, seed: int) -> NDArray[np.intp]:
     return np.random.default_rng(seed).permutation(frames).astype(np.intp)
 
 
-def reorder(clip: Clip, order: Sequence[int] | NDArray[np.intp]) -> Clip:
-    """The clip (or its masks, or any array with frames first) whose frame t is the old frame ``order[t]``."""
-    return clip[np.asarray(order, np.intp)]
+def reorder(frames: Frames, order: Sequence[int] | NDArray[np.intp]) -> Frames:
+    """A clip (or its masks, any array with frames first) whose frame t is the old frame ``order[t]``."""
+    return cast("Frames", np.take(frames, np.asarray(order, np.intp), axis=0))
 
 
 # --------------------------------------------------------------------------------------- appearance
@@ -151,7 +153,7 @@ def moving_masks(clip: Clip) -> Masks:
 
 def luminance(clip: Clip) -> NDArray[np.uint8]:
     """Grey levels ``(frame, y, x)`` uint8 of a clip (ITU-R BT.601)."""
-    return np.rint(clip.astype(np.float64) @ LUMA).astype(np.uint8)
+    return np.asarray(np.rint(clip.astype(np.float64) @ LUMA), np.uint8)
 
 
 def _as_clip(grey: NDArray[np.uint8]) -> Clip:

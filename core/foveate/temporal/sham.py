@@ -96,4 +96,4 @@ def _sizes(
         sizes = np.where(held, sizes, sizes * factor)
         if abs(factor - 1.0) < 1e-6:
             break
-    return np.clip(sizes, np.minimum(1.0, room), room)
+    return np.asarray(np.clip(sizes, np.minimum(1.0, room), room))

@@ -247,13 +247,11 @@ class SpaceTimeSource(AttentionSource):
 
     def readout(self, batch: Batch, outputs: Tensor, bound: BoundTarget | None = None) -> Mapping[str, Readout]:
         """The mean over all tokens."""
-        tokens = self.config.frames * self.config.side**2
-        count = len(bound) if bound is not None else len(batch)
-        return {SITE: Readout(torch.full((count, tokens), 1.0 / tokens), "patch mean")}
+        return self._mean_row(len(bound) if bound is not None else len(batch))
 
     def fixed_readout(self, batch: Batch) -> Mapping[str, Readout]:
         """The mean is known before the forward."""
-        return self.readout(batch, None)
+        return self._mean_row(len(batch))
 
     def flow(self, batch: Batch, outputs: Tensor) -> list[Step]:
         """Layer after layer, each with its residual."""
@@ -268,6 +266,10 @@ class SpaceTimeSource(AttentionSource):
         """Shape of the model."""
         c = self.config
         return {"frames": c.frames, "image": c.image, "patch": c.patch, "layers": c.layers, "heads": c.heads}
+
+    def _mean_row(self, count: int) -> dict[str, Readout]:
+        tokens = self.config.frames * self.config.side**2
+        return {SITE: Readout(torch.full((count, tokens), 1.0 / tokens), "patch mean")}
 
     def _tokens(self) -> TokenAxis:
         side, pixels = self.config.side, self.config.image
