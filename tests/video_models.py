@@ -54,6 +54,28 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "TimeSformer, joint": ("timesformer", DIVIDED | {"attention_type": "joint_space_time"}),
 }
 
+VIDEOMT = {
+    "hidden_size": 36,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "mlp_ratio": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_blocks": 2,
+    "num_queries": 5,
+    "num_register_tokens": 2,
+    "num_upscale_blocks": 1,
+    "num_labels": 4,
+}
+
+
+def open_videomt(*, seed: int = 0, config: dict[str, Any] | None = None, **options: Any) -> AttentionSource:
+    """A sharpened tiny VidEoMT whose every track is an answer."""
+    given = {"threshold": 0.0, **options}
+    source = open_source("videomt", weights="random", config=VIDEOMT | (config or {}), **given)
+    sharpen(source.module, seed)
+    return source
+
 
 def open_tiny(case: str, *, seed: int = 0, **options: Any) -> AttentionSource:
     """One case with sharpened weights."""

@@ -297,7 +297,8 @@ class CallLabels:
 class Readout:
     """Where the answer is read from: weights over one site's queries.
 
-    ``weights`` is float32 ``(sample or target, query)`` over the site's common query axis, rows summing to 1; or
+    ``weights`` is float32 ``(sample or target, query)`` over the site's common query axis, rows summing to 1 (of a
+    site with group axes: the same row of every group, each counting alike); or
     ``(sample or target, *site.group, query)`` where the row differs from frame to frame (a track's row), zero
     where there is none, all of it summing to 1 or, without any row, to 0. ``rule`` says in words what
     was chosen: ``cls``, ``patch mean``, ``cls + patch mean``, ``pooling head``, ``object query``, ``track``.

@@ -8,18 +8,14 @@ space, is :mod:`foveate_dvis.video_vit_divided`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from foveate.errors import ModelError, SampleError, UsageError
-from foveate.geometry import CellGrid, Geometry
+from foveate.errors import UsageError
 from foveate.interfaces import (
-    AttentionSource,
     AttentionStep,
     Batch,
     BoundTarget,
@@ -27,44 +23,32 @@ from foveate.interfaces import (
     CallLabels,
     Prediction,
     Readout,
-    Sample,
-    Site,
     Step,
     Target,
     TokenAxis,
 )
 from foveate.pretrained.choices import bind_choice, one_kind, score_choice, top_predictions
 from foveate.pretrained.features import bind_feature, score_feature
-from foveate.pretrained.loading import Loaded, load_model
-from foveate.pretrained.sites import find_sites
-from foveate_dvis.clip_preprocess import ClipRecipe, choose_frames
-from foveate_dvis.video_vit_layout import ClipLayout
+from foveate_dvis.video_clips import ClipSource
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-TOKENS, PROBE = "clip.tokens", "pooler.query"
-ENCODER, POOLER_SELF, POOLER = "encoder.self", "pooler.self", "pooler.cross"
+    from foveate.pretrained.loading import Loaded
+
+TOKENS = "clip.tokens"
+ENCODER, POOLER = "encoder.self", "pooler.cross"
 
 
-class VideoSource(AttentionSource):
+class VideoSource(ClipSource):
     """A video transformer of the transformers library with its preprocessing.
 
     Options of :meth:`open`: ``architecture`` (a class of transformers), ``config`` and ``seed`` (random weights),
-    ``frames`` (how many frames the model takes, where it takes any number: V-JEPA 2). Frames are chosen evenly and
-    named in ``Batch.per_sample["frame_index"]``.
+    ``frames`` (how many frames the model takes, where it takes any number: V-JEPA 2). Frames are chosen evenly.
     """
 
-    media = "clip"
-
     def __init__(self, loaded: Loaded, family: Any, *, frames: int | None = None) -> None:
-        self.card = loaded.card
-        self._module: Any = loaded.model
-        self._paths: Mapping[str, Any] = family.layout
-        self.layout = ClipLayout.of(loaded.model.config, self._paths)
-        self.frames = self._frame_count(frames)
-        self._sites = find_sites(family.sites, loaded.model)
-        self.recipe = self._recipe(loaded)
+        super().__init__(loaded, family, frames=frames)
         self.targets: tuple[str, ...] = ("class",) if self.is_classifier else ("feature",)
 
     @classmethod
@@ -81,31 +65,11 @@ class VideoSource(AttentionSource):
         frames: int | None = None,
     ) -> VideoSource:
         """Open a registry row; see the class. Raises ModelError, MissingDependencyError."""
-        loaded = load_model(
-            row,
-            adapter=f"{cls.__module__}:{cls.__name__}",
-            weights=weights,
-            device=device,
-            dtype=dtype,
-            architecture=architecture,
-            config=config,
-            seed=seed,
-            attention=row.family.layout.get("attention", "sdpa") or None,
-        )
-        return cls(loaded, row.family, frames=frames)
+        options = {"architecture": architecture, "config": config, "seed": seed, "frames": frames}
+        opened: VideoSource = cls._opened(row, weights, device, dtype, options)
+        return opened
 
     # ------------------------------------------------------------------------- what the model is
-
-    @property
-    def module(self) -> nn.Module:
-        """The model of transformers, in eval mode."""
-        module: nn.Module = self._module
-        return module
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The encoder's self-attention over space and time, and the pooler's where there is one."""
-        return self._sites
 
     @property
     def is_classifier(self) -> bool:
@@ -122,78 +86,8 @@ class VideoSource(AttentionSource):
         return str(self._paths.get("readout", "token mean"))
 
     def facts(self) -> Mapping[str, Any]:
-        """Shapes of the live model, to be held against the registry's ``expect``."""
-        return {
-            "architecture": type(self._module).__name__,
-            "image": _side(self.layout.image),
-            "patch": _side(self.layout.patch),
-            "grid": list(self.layout.grid),
-            "frames": self.frames,
-            "tubelet": self.layout.tubelet,
-            "prefix": len(self.layout.prefix),
-            "layers": self.layout.layers,
-            "heads": self.layout.heads,
-            "width": self.layout.width,
-            "readout": self.rule,
-            "parameters": sum(p.numel() for p in self._module.parameters()),
-        }
-
-    def _frame_count(self, wanted: int | None) -> int:
-        own, step = self.layout.frames, self.layout.tubelet
-        if wanted is None or wanted == own:
-            return own
-        if not self._paths.get("any_frames", False):
-            raise UsageError(f"{self.card.id} takes {own} frames, not {wanted}", remedy="leave out frames=")
-        if wanted < step or wanted % step:
-            raise UsageError(f"{self.card.id}: frames={wanted} is no multiple of its tubelets of {step} frames")
-        return wanted
-
-    # ------------------------------------------------------------------------- clips in
-
-    def encode(self, samples: Sequence[Sample]) -> Batch:
-        """Evenly chosen frames, preprocessed as the model's own processor does.
-
-        Raises SampleError naming the sample.
-        """
-        made = [self._encode_one(sample) for sample in samples]
-        like = next(self._module.parameters())
-        inputs = torch.stack([values for values, _, _ in made]) if made else self._no_clips()
-        index = np.stack([index for _, _, index in made]) if made else np.zeros((0, self.frames), np.int64)
-        return Batch(
-            inputs=inputs.to(device=like.device, dtype=like.dtype),
-            geometry=tuple(geometry for _, geometry, _ in made),
-            ids=tuple(sample.id for sample in samples),
-            per_sample={"frame_index": torch.from_numpy(index)},
-        )
-
-    def _no_clips(self) -> Tensor:
-        return torch.zeros(0, self.frames, 3, *self.layout.image)
-
-    def _encode_one(self, sample: Sample) -> tuple[Tensor, Geometry, np.ndarray[Any, np.dtype[np.int64]]]:
-        try:
-            if sample.pixels.ndim != 4:
-                self.recipe(sample.pixels)  # says what is wrong
-            index = choose_frames(len(sample.pixels), self.frames)
-            values, geometry = self.recipe(sample.pixels[index])
-        except SampleError as error:
-            raise SampleError(f"sample {sample.id!r}: {error.message}", remedy=error.remedy) from error
-        return torch.from_numpy(values), geometry, index
-
-    def _recipe(self, loaded: Loaded) -> ClipRecipe:
-        names = ("video_preprocessor_config.json", "preprocessor_config.json")
-        found = next((file for name in names if (file := loaded.side_file(name)) is not None), None)
-        recipe = ClipRecipe.read(found, default=str(self._paths["processor"]))
-        if found is None:
-            note = f"no preprocessor_config.json: {recipe.processor} defaults"
-            self.card = replace(self.card, notes=(*self.card.notes, note))
-            return recipe.at(*self.layout.image)
-        if recipe.output_size() != self.layout.image:
-            raise ModelError(
-                f"{self.card.id}: its processor makes frames of {recipe.output_size()} (height, width), "
-                f"its configuration says {self.layout.image}",
-                remedy="correct crop_size or size in preprocessor_config.json",
-            )
-        return recipe
+        """Shapes of the live model, and where the answer is read from."""
+        return {**super().facts(), "readout": self.rule}
 
     # ------------------------------------------------------------------------- the model's own call
 
@@ -249,10 +143,6 @@ class VideoSource(AttentionSource):
             return torch.zeros(1, 1)
         return self.embedding(self.forward(batch.replace(torch.zeros_like(batch.inputs[:1]), [0])))
 
-    def _labels(self) -> list[str]:
-        table = self._module.config.id2label
-        return [str(table[i]) for i in sorted(table)]
-
     # ------------------------------------------------------------------------- attention
 
     def label(self, call: CallKey, batch: Batch, outputs: Any) -> CallLabels:
@@ -291,15 +181,3 @@ class VideoSource(AttentionSource):
     def stream(self, batch: Batch) -> str:
         """All tokens of the clip."""
         return TOKENS
-
-    def cells(self, batch: Batch) -> CellGrid:
-        """The patches of a frame."""
-        return self.layout.cells()
-
-    def frame_cells(self, batch: Batch) -> tuple[int, ...]:
-        """Frames of one tubelet share a cell."""
-        return self.layout.frame_cells(int(batch.inputs.shape[1]))
-
-
-def _side(pair: tuple[int, int]) -> int | list[int]:
-    return pair[0] if pair[0] == pair[1] else list(pair)

@@ -23,7 +23,6 @@ from foveate.errors import ModelError, UsageError
 from foveate.interfaces import (
     AttentionStep,
     Batch,
-    BoundTarget,
     CallKey,
     CallLabels,
     MergeStep,
@@ -92,20 +91,12 @@ class DividedSource(VideoSource):
         return axis.take([0, *order.tolist()])
 
     def _readout(self, batch: Batch, rows: int) -> Mapping[str, Readout]:
-        """The class token: the mean of its copies in the frames."""
+        """The class token's row of every frame: the answer is read from the mean of its copies."""
         if not self.divided:
             return super()._readout(batch, rows)
-        weights = torch.zeros(rows, self.frames, 1 + self._places, device=batch.inputs.device)
-        weights[..., 0] = 1 / self.frames
+        weights = torch.zeros(rows, 1 + self._places, device=batch.inputs.device)
+        weights[:, 0] = 1.0
         return {SPACE: Readout(weights, self.rule)}
-
-    def fixed_readout(self, batch: Batch) -> Mapping[str, Readout]:
-        """Known before the forward."""
-        return self._readout(batch, len(batch))
-
-    def readout(self, batch: Batch, outputs: Any, bound: BoundTarget | None = None) -> Mapping[str, Readout]:
-        """The class token, whatever is asked."""
-        return self._readout(batch, len(batch) if bound is None else len(bound))
 
     # ------------------------------------------------------------------------- flow
 

@@ -15,7 +15,10 @@ from foveate.interfaces import TokenAxis
 
 @dataclass(frozen=True)
 class ClipLayout:
-    """What a configuration says: sizes in pixels and frames. ``prefix`` names the tokens before the patches."""
+    """What a configuration says: sizes in pixels and frames. ``prefix`` names the tokens before the patches.
+
+    ``frames`` is 0 for a model that reads all frames of a clip, whatever their number.
+    """
 
     image: tuple[int, int]
     patch: tuple[int, int]
@@ -30,16 +33,19 @@ class ClipLayout:
     def of(cls, config: Any, paths: Mapping[str, Any]) -> ClipLayout:
         """From a live configuration and a family's ``layout`` row. Raises ModelError for a missing field.
 
-        ``tubelet`` may name a field of one number (frames) or of three (frames, height, width).
+        ``tubelet`` may name a field of one number (frames) or of three (frames, height, width); ``registers`` a
+        field that says how many register tokens follow the prefix.
         """
         tubelet = _field(config, paths["tubelet"]) if "tubelet" in paths else 1
+        frames = paths.get("frames", "num_frames")
+        registers = int(_field(config, paths["registers"])) if "registers" in paths else 0
         patch = tubelet[1:] if isinstance(tubelet, Sequence) else _field(config, paths.get("patch", "patch_size"))
         return cls(
             image=_two(_field(config, paths.get("image", "image_size"))),
             patch=_two(patch),
-            frames=int(_field(config, paths.get("frames", "num_frames"))),
+            frames=int(_field(config, frames) if frames else 0),
             tubelet=int(tubelet[0] if isinstance(tubelet, Sequence) else tubelet),
-            prefix=tuple(paths.get("prefix", ())),
+            prefix=(*paths.get("prefix", ()), *("register",) * registers),
             layers=int(_field(config, paths.get("layers", "num_hidden_layers"))),
             heads=int(_field(config, paths.get("heads", "num_attention_heads"))),
             width=int(_field(config, paths.get("width", "hidden_size"))),

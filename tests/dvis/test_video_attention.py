@@ -125,9 +125,10 @@ def test_captured_arrays_have_the_groups_that_divided_attention_has() -> None:
     assert time.arrays["attention"].shape == (3, PLACES, 2, 3, FRAMES, FRAMES)  # sample, position, layer, head
     assert time.key.frame.tolist() == [0, 1, 2, 3]
     assert space.arrays["received"].shape == (3, FRAMES, 2, 3, 1 + PLACES)
-    # the readout is the class token's row of every frame, each a quarter of the answer
+    # the readout is the class token's row of every frame
     assert space.arrays["attention"].shape == (3, FRAMES, 2, 3, 1, 1 + PLACES)
-    np.testing.assert_allclose(space.arrays["attention"].sum(-1), 1 / FRAMES, atol=1e-5)
+    assert space.query_index == (0,)
+    np.testing.assert_allclose(space.arrays["attention"].sum(-1), 1.0, atol=1e-5)
 
 
 # ------------------------------------------------------------------- rollout and relevance, by dense matrices

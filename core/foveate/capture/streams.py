@@ -54,7 +54,10 @@ class Packing:
 
 
 def start_of_reading(trace: Trace, bound: BoundTarget | None = None) -> tuple[Site, Tensor]:
-    """The site where the answer is read from, and weights over its query stream ``(sample | target, token)``."""
+    """The site where the answer is read from, and weights over its query stream ``(sample | target, token)``.
+
+    Weights without the site's group axes are of every group alike: the class token's row of each frame.
+    """
     readouts = trace.readout(bound)
     if not readouts:
         raise CaptureError(
@@ -66,8 +69,13 @@ def start_of_reading(trace: Trace, bound: BoundTarget | None = None) -> tuple[Si
     expected = len(trace.batch) if bound is None else len(bound)
     if len(readout.weights) != expected:
         raise CaptureError(f"sweep: {len(readout.weights)} readout rows of {site_id}, expected {expected}")
-    device = trace.batch.inputs.device
-    return site, readout.weights.detach().to(device, torch.float32).flatten(1)
+    weights = readout.weights.detach().to(trace.batch.inputs.device, torch.float32)
+    call = next((call for call in trace.records if call.site == site_id), None)
+    labels = None if call is None else trace.labels(call)
+    if labels is not None and weights.dim() == 2 and weights.shape[1] == len(labels.query_axis):
+        groups = math.prod(_groups(labels).values())
+        weights = weights.repeat(1, groups) / groups
+    return site, weights.flatten(1)
 
 
 def packing_of(trace: Trace, bound: BoundTarget | None) -> Packing:
