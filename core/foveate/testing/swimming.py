@@ -18,7 +18,10 @@ Clip ``i`` of seed ``s`` is a function of ``(s, i)`` alone, and withholding a cu
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -111,14 +114,18 @@ def answer(look: str | None, motion: str | None) -> NDArray[np.float64]:
     return np.asarray(likelihood / likelihood.sum(), np.float64)
 
 
-def clip(index: int, *, seed: int, withhold: Collection[Cue] = ()) -> Clip:
-    """Clip ``index`` of the stream of ``seed``, with some cues withheld."""
+def clip(index: int, *, seed: int, withhold: Collection[Cue] = (), shapes: int | None = None) -> Clip:
+    """Clip ``index`` of the stream of ``seed``, with some cues withheld.
+
+    ``shapes`` fixes how many there are (1 or 2), which otherwise is drawn.
+    """
     rng = np.random.default_rng((seed, index))
-    count = int(rng.integers(1, MOST + 1))
-    shapes = [_draw(rng, *place) for place in _places(rng, count)]
+    drawn = int(rng.integers(1, MOST + 1))
+    count = drawn if shapes is None else shapes
+    swimmers = [_draw(rng, *place) for place in _places(rng, count)]
     still = int(rng.integers(FRAMES))
     background = _texture(rng)
-    painted = [_paint(background, shapes, time) for time in range(FRAMES)]
+    painted = [_paint(background, swimmers, time) for time in range(FRAMES)]
     seen, masks = np.stack([frame for frame, _ in painted]), np.stack([mask for _, mask in painted], 1)
     seen += NOISE * rng.standard_normal(seen.shape, np.float32)
     frames = np.round(np.clip(seen, 0.0, 1.0) * 255).astype(np.uint8)
@@ -129,17 +136,61 @@ def clip(index: int, *, seed: int, withhold: Collection[Cue] = ()) -> Clip:
         frames, masks = reorder(frames, order), masks[:, order]
     return Clip(
         frames=frames,
-        classes=np.array([shape.class_index for shape in shapes]),
-        looks=np.array([LOOKS.index(shape.look) for shape in shapes]),
-        motions=np.array([MOTIONS.index(shape.motion) for shape in shapes]),
+        classes=np.array([shape.class_index for shape in swimmers]),
+        looks=np.array([LOOKS.index(shape.look) for shape in swimmers]),
+        motions=np.array([MOTIONS.index(shape.motion) for shape in swimmers]),
         masks=masks,
         withheld=frozenset(withhold),
     )
 
 
-def clips(count: int, *, seed: int, start: int = 0, withhold: Collection[Cue] = ()) -> list[Clip]:
+def clips(
+    count: int, *, seed: int, start: int = 0, withhold: Collection[Cue] = (), shapes: int | None = None
+) -> list[Clip]:
     """Clips ``start`` to ``start + count`` of the stream of ``seed``."""
-    return [clip(index, seed=seed, withhold=withhold) for index in range(start, start + count)]
+    return [clip(index, seed=seed, withhold=withhold, shapes=shapes) for index in range(start, start + count)]
+
+
+def write_dataset(folder: Path | str, count: int, *, seed: int, shapes: int | None = None) -> Path:
+    """Write clips, masks, ``manifest.csv`` and ``tracks.json`` to ``folder``; returns the manifest's path.
+
+    A clip is a folder of PNG frames: nothing is lost by video compression. ``manifest.csv`` has the columns path,
+    label (of the largest shape), mask (a folder with one mask a frame, all shapes together), fps, told_by and
+    shapes (how many). ``tracks.json`` maps each path to its shapes: label, look, motion, told_by and mask. Files of
+    an earlier call with the same arguments are written again, byte for byte alike.
+    """
+    root = Path(folder)
+    rows, truth = [], {}
+    for index, drawn in enumerate(clips(count, seed=seed, shapes=shapes)):
+        frames, union = f"clips/{index:05d}", f"masks/{index:05d}"
+        _write_frames(root / frames, drawn.frames)
+        _write_frames(root / union, drawn.masks.any(0).astype(np.uint8) * 255)
+        tracks = [_describe(root, f"masks/{index:05d}_{number}", drawn, number) for number in range(len(drawn))]
+        largest = tracks[int(drawn.masks.sum((1, 2, 3)).argmax())]
+        rows.append((frames, largest["label"], union, RATE, largest["told_by"], len(drawn)))
+        truth[frames] = tracks
+    document = {"schema_version": 1, "classes": CLASSES, "rate": RATE, "clips": truth}
+    (root / "tracks.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    manifest = root / "manifest.csv"
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "label", "mask", "fps", "told_by", "shapes"), *rows])
+    return manifest
+
+
+def _describe(root: Path, mask: str, drawn: Clip, number: int) -> dict[str, str]:
+    """One shape of one clip, its masks written."""
+    _write_frames(root / mask, drawn.masks[number].astype(np.uint8) * 255)
+    label = CLASSES[drawn.classes[number]]
+    look, motion = LOOKS[drawn.looks[number]], MOTIONS[drawn.motions[number]]
+    return {"label": label, "look": look, "motion": motion, "told_by": TOLD_BY[label], "mask": mask}
+
+
+def _write_frames(folder: Path, frames: NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for time, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{time:03d}.png")
 
 
 # --------------------------------------------------------------------------------------- drawing
