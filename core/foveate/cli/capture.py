@@ -1,4 +1,4 @@
-"""``foveate capture MODEL INPUTS... -o RUN.zarr``: record attention on images as labelled arrays."""
+"""``foveate capture MODEL INPUTS... -o RUN.zarr``: record attention on images or clips as labelled arrays."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli._common import dry_run_option, emit, json_option, model_options, open_from_options, say
+from foveate.errors import UsageError
 
 if TYPE_CHECKING:
     from foveate.data.manifest import Manifest
+    from foveate.data.sampling import Sampling
     from foveate.interfaces import AttentionSource, CapturePlan
     from foveate.study.capture import CaptureReport
     from foveate.study.estimate import Estimate
@@ -51,12 +53,44 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def clip_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that choose frames of clips: passed on as they are to :func:`sampling`."""
+    for option in reversed(
+        (
+            click.option("--frames", type=int, metavar="N", help="Of each clip N frames, evenly.  [default: all]"),
+            click.option("--fps", type=float, metavar="RATE", help="Take frames at this rate."),
+            click.option(
+                "--stride", type=int, default=1, show_default=True, metavar="N", help="Every N-th frame."
+            ),
+            click.option("--window", type=int, metavar="N", help="Cut long videos: N frames are one sample."),
+            click.option("--hop", type=int, metavar="M", help="A window begins every M frames.  [default: N]"),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def sampling(options: dict[str, Any]) -> Sampling:
+    """Take the values of :func:`clip_options` out of ``options``."""
+    from foveate.data.sampling import Sampling
+
+    return Sampling(**{name: options.pop(name) for name in ("frames", "fps", "stride", "window", "hop")})
+
+
 @click.command("capture")
 @click.argument("model")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run: a zarr folder.")
 @plan_options
-@click.option("--batch-size", default=8, show_default=True, help="Samples a forward pass.")
+@clip_options
+@click.option("--batch-size", type=int, help="Samples a forward pass.  [default: 8 images, 1 clip]")
+@click.option(
+    "--block",
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Frames that a model which carries its memory reads at a time; 0: whole clips.",
+)
 @click.option("--top", default=5, show_default=True, help="Answers kept a sample.")
 @click.option("--retry-failed", is_flag=True, help="Try the failed samples of an existing run again.")
 @click.option("--target-kind", metavar="KIND", help="Also store the score of this target (see inspect).")
@@ -67,7 +101,8 @@ def command(
     model: str,
     inputs: tuple[Path, ...],
     output: Path,
-    batch_size: int,
+    batch_size: int | None,
+    block: int,
     top: int,
     retry_failed: bool,
     target_kind: str | None,
@@ -77,9 +112,12 @@ def command(
 ) -> None:
     """Record what MODEL attends to on INPUTS: images, folders, CSV or Parquet tables with a `path` column.
 
-    Every column of a table becomes a sample coordinate; `label` and `mask` are used where they exist. The
-    same call again continues a run that was cut off. Exit code 5 where some samples failed: they are listed,
-    and the run holds all others.
+    A model of clips takes videos, animated images and folders of frames; --frames, --fps, --stride and --window
+    choose frames.
+
+    Every column of a table becomes a sample coordinate; `label` and `mask` are used where they exist. The same
+    call again continues a run that was cut off. Exit code 5 where some samples failed: they are listed, and the
+    run holds all others.
     """
     from foveate.data.manifest import Manifest
     from foveate.errors import SampleError
@@ -87,12 +125,14 @@ def command(
     from foveate.study.capture import estimate_capture, run_capture
 
     keep = {name: options.pop(name) for name in PLAN_NAMES}
-    manifest = Manifest.discover(inputs)
-    _say_found(manifest)
+    chosen = sampling(options)
+    check_inputs(inputs)
     source = open_from_options(model, **options)
+    manifest = Manifest.discover(inputs, source.media, chosen)
+    _say_found(manifest)
     plan = _plan(source, keep)
     if dry_run:
-        estimate = estimate_capture(source, manifest, output, plan=plan, batch_size=batch_size)
+        estimate = estimate_capture(source, manifest, output, plan=plan, batch_size=batch_size, block=block)
         _show_estimate(estimate, output, as_json)
         return
     with _progress(len(manifest)) as progress:
@@ -102,6 +142,7 @@ def command(
             output,
             plan=plan,
             batch_size=batch_size,
+            block=block,
             reference=str(Path(model).absolute()) if Path(model).exists() else model,
             options=opening(options),
             target=Target(target_kind) if target_kind else None,
@@ -157,9 +198,19 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
+def check_inputs(inputs: tuple[Path, ...]) -> None:
+    """Raise UsageError for an input that does not exist, before a model is opened for nothing."""
+    for path in inputs:
+        if not path.exists():
+            raise UsageError(f"input {path}: no such file or folder")
+
+
 def _say_found(manifest: Manifest) -> None:
+    from foveate.data.manifest import video_hint
+
     ignored = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(manifest.ignored.items()))
-    say(f"{len(manifest)} samples" + (f" (not images, ignored: {ignored})" if ignored else ""))
+    hint = video_hint(manifest.ignored) if manifest.media == "image" else ""
+    say(f"{len(manifest)} samples" + (f" (not {manifest.media}s, ignored: {ignored}{hint})" if ignored else ""))
 
 
 def _show_estimate(estimate: Estimate, output: Path, as_json: bool) -> None:

@@ -6,7 +6,7 @@ Values are read one commit batch at a time. A run that is merely unfinished is v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import zarr
 
+from foveate.data.gaps import is_broken
 from foveate.data.labels import VARIABLES
 from foveate.data.layout import batches
 from foveate.data.ledger import Ledger, checksum, ledger_folder
@@ -100,7 +101,8 @@ def _ledger(store: Path, root: zarr.Group, attrs: Mapping[str, Any], *, deep: bo
     if late.any():
         written = f"{int(late.sum())} samples of a killed job are safe but not listed"
         yield Problem("samples", f"{written}; the same foveate capture call enters them", "note")
-    yield from _files(store, entries, deep=deep)
+    yield from _files(store, entries.values(), deep=deep)
+    yield from _files(store, Ledger(store).blocks().values(), deep=deep)
 
 
 def _recorded(entries: Mapping[int, Mapping[str, Any]], status: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -118,8 +120,8 @@ def _late(attrs: Mapping[str, Any], status: NDArray[np.uint8], said: NDArray[np.
     return late
 
 
-def _files(store: Path, entries: Mapping[int, Mapping[str, Any]], *, deep: bool) -> Iterator[Problem]:
-    for entry in entries.values():
+def _files(store: Path, entries: Iterable[Mapping[str, Any]], *, deep: bool) -> Iterator[Problem]:
+    for entry in entries:
         for name, recorded in entry["files"].items():
             file = store / name
             if not file.is_file():
@@ -135,7 +137,7 @@ def _products(store: Path, *, deep: bool) -> Iterator[Problem]:
     folder = ledger_folder(store)
     for product in sorted({path.parent for path in folder.rglob("[0-9]*.json")} - {folder}):
         name = product.relative_to(folder).as_posix()
-        yield from _files(store, Ledger(store, name).entries(), deep=deep)
+        yield from _files(store, Ledger(store, name).entries().values(), deep=deep)
 
 
 def _unfinished(store: Path, root: zarr.Group) -> Iterator[Problem]:
@@ -162,47 +164,85 @@ def _effective(store: Path, status: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _values(store: Path, root: zarr.Group, attrs: Mapping[str, Any]) -> Iterator[Problem]:
-    """What must hold of every array, batch by batch; the first violation of each kind is told."""
+    """What must hold of every array, commit by commit; the first violation of each kind is told."""
     status = _read(root, "samples/status")
     ok = (_effective(store, status) if attrs.get("complete") is False else status) == OK
+    begun = {number for number, _ in Ledger(store).blocks()}
+    # Clips that a killed job had begun: some of their blocks are there.
+    free = np.array([i in begun and not ok[i] for i in range(ok.size)], bool)
     for path in attrs["arrays"]:
         seen: set[str] = set()
-        for part in batches(ok.size, int(attrs["commit_batch"])):
+        for part, index in _parts(root, path, ok.size, attrs):
             try:
-                block = np.asarray(root[path][part])  # type: ignore[index]
+                block = np.asarray(root[path][index])  # type: ignore[index]
             except (OSError, ValueError, RuntimeError) as error:
                 yield Problem(path, f"samples {part.start} to {part.stop} cannot be read: {error}")
                 break
+            if free[part].any():
+                continue
             for kind, message in _check(root, path, block, ok[part]):
                 if kind not in seen:
                     yield Problem(path, f"from sample {part.start} on: {message}")
                 seen.add(kind)
 
 
+def _parts(
+    root: zarr.Group, path: str, samples: int, attrs: Mapping[str, Any]
+) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+    """(samples, index into the array) of every commit: a batch of samples, or a block of frames of one."""
+    array, frames = root[path], attrs.get("frame_block")
+    dims = _dims(array)  # type: ignore[arg-type]
+    for part in batches(samples, int(attrs["commit_batch"])):
+        if not frames or "frame" not in dims:
+            yield part, (part,)
+            continue
+        axis = dims.index("frame")
+        for block in batches(array.shape[axis], int(frames)):  # type: ignore[union-attr]
+            yield part, (part, *[slice(None)] * (axis - 1), block)
+
+
 def _check(root: zarr.Group, path: str, block: NDArray[Any], ok: NDArray[np.bool_]) -> Iterator[tuple[str, str]]:
-    """(kind, message) of what is wrong in one batch of one array."""
+    """(kind, message) of what is wrong in one commit of one array."""
     good, other = block[ok], block[~ok]
     site, _, name = path.removeprefix("sites/").rpartition("/")
-    if name in VARIABLES and block.dtype.kind == "f":
-        if not np.isfinite(good).all():
-            yield "finite", f"{int((~np.isfinite(good)).sum())} values of captured samples are not finite"
+    if name not in VARIABLES:
+        return
+    group = root[f"sites/{site}"]
+    keys = group["key_kind"].shape[-1]  # type: ignore[index,union-attr]
+    told = {**group.attrs, "keys": keys}
+    if block.dtype.kind == "f":
+        dims = _dims(root[path])[1:]  # type: ignore[arg-type]
+        broken = [not _gaps_only(sample, dims, told) for sample in good]
+        if any(broken):
+            count = sum(int((~np.isfinite(sample)).sum()) for sample, bad in zip(good, broken, strict=True) if bad)
+            yield "finite", f"{count} values of captured samples are not finite"
             good = good[:0]
         if np.isfinite(other).any():
             yield "failed", "a sample that was not captured has values"
     check = CHECKS.get(name)
     if check is not None and good.size:
-        group = root[f"sites/{site}"]
-        keys = group["key_kind"].shape[-1]  # type: ignore[index,union-attr]
-        yield from check(good, {**group.attrs, "keys": keys})
+        yield from check(good, told)
+
+
+def _gaps_only(sample: NDArray[Any], dims: Sequence[str], site: Mapping[str, Any]) -> bool:
+    """Whether what is not finite are frames, tracks or tokens that do not exist."""
+    group, ragged = tuple(site.get("group", ())), bool(site.get("comes_and_goes"))
+    optional = bool(site.get("optional"))
+    if optional and not np.isfinite(sample).any():
+        return not np.isinf(sample).any()  # the site did not run
+    return not is_broken(sample, dims, group, comes_and_goes=ragged, padded=bool(group))
 
 
 def _check_rows(rows: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Attention lies in [0, 1]; complete rows sum to one, or to zero where every key was masked."""
     tolerance = ROW_SUM_TOLERANCE[rows.dtype.name]
-    if rows.min() < 0 or rows.max() > 1 + tolerance:
-        yield "range", f"weights from {rows.min():g} to {rows.max():g}, expected 0 to 1"
+    known = rows[np.isfinite(rows).all(-1)]
+    if not known.size:
+        return
+    if known.min() < 0 or known.max() > 1 + tolerance:
+        yield "range", f"weights from {known.min():g} to {known.max():g}, expected 0 to 1"
     if site.get("form") == "dense" and site.get("normalised_over") == "key":
-        sums = rows.astype(np.float64).sum(-1)
+        sums = known.astype(np.float64).sum(-1)
         off = np.where(sums == 0, 0.0, np.abs(sums - 1))
         if off.max() > tolerance:
             yield "sum", f"rows sum to 1 only within {off.max():.2g} (tolerance {tolerance:g})"
@@ -210,8 +250,9 @@ def _check_rows(rows: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[s
 
 def _check_entropy(values: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     limit = math.log(site["keys"])
-    if values.min() < -1e-4 or values.max() > limit + 1e-4:
-        yield "range", f"entropy from {values.min():g} to {values.max():g}, expected 0 to ln K = {limit:g}"
+    known = values[np.isfinite(values)]
+    if known.size and (known.min() < -1e-4 or known.max() > limit + 1e-4):
+        yield "range", f"entropy from {known.min():g} to {known.max():g}, expected 0 to ln K = {limit:g}"
 
 
 def _check_index(values: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

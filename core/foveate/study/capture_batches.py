@@ -10,18 +10,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from foveate.data.labels import VARIABLES
+from foveate.data.gaps import is_broken
 from foveate.data.manifest import Manifest
-from foveate.data.records import FAILED, OK, SampleRecord, judge
+from foveate.data.records import FAILED, OK, ClipRecord, SampleRecord, judge
 from foveate.data.schema import plain
 from foveate.errors import CaptureError, FoveateError, SampleError
 from foveate.geometry import CellGrid
-from foveate.interfaces import AttentionSource, Batch, CapturePlan, Sample, Target
+from foveate.interfaces import AttentionSource, Batch, CapturePlan, Prediction, Sample, Target
 from foveate.study.frames import SiteFrame, first_frame
+from foveate.study.tracks import TrackFrame, gives_tracks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,8 +43,8 @@ class SampleResult:
 class BatchCapture:
     """Captures batches of a manifest's samples with one source and plan.
 
-    After the first success ``frames`` (by site) and ``cells`` hold what every sample shares; a sample that
-    does not fit them fails. ``certificate`` gathers the worst errors seen.
+    After the first success ``frames`` (by site), ``cells`` and ``tracks`` hold what every sample shares; a sample
+    that does not fit them fails. ``certificate`` gathers the worst errors seen.
     """
 
     def __init__(
@@ -59,6 +59,9 @@ class BatchCapture:
         self.source, self.manifest, self.plan, self.target, self.top = source, manifest, plan, target, top
         self.frames: dict[str, SiteFrame] = {}
         self.cells: CellGrid | None = None
+        self.tracks: TrackFrame | None = None
+        self.sizes: Mapping[str, Mapping[str, int]] | None = None
+        """Sizes by site and dim of a store that is there: what is learned then must fit it."""
         self.certificate: dict[str, Any] = {}
         self.in_a_row: list[Exception] = []
         """Failures since the last success for which no sample was to blame by itself."""
@@ -81,18 +84,18 @@ class BatchCapture:
         try:
             captured = self._capture(list(loaded.values()))
         except Exception as error:
-            if _about_all_samples(error):
+            if about_all_samples(error):
                 raise
             if len(loaded) == 1:
-                self._count(error)
+                self.count(error)
                 return {position: failed(error, sample) for position, sample in loaded.items()}
         else:
             self.in_a_row.clear()
             return dict(zip(loaded, captured, strict=True))
-        _free_memory()
+        free_memory()
         return {p: result for p, sample in loaded.items() for p, result in self._together({p: sample}).items()}
 
-    def _count(self, error: Exception) -> None:
+    def count(self, error: Exception) -> None:
         """End the run where failure after failure is not about the samples (a lost device, a wrong plugin)."""
         if not isinstance(error, SampleError):
             self.in_a_row.append(error)
@@ -104,44 +107,109 @@ class BatchCapture:
 
         batch = self.source.encode(samples)
         captured = capture_batch(self.source, batch, self.plan)
-        self._learn(captured, batch)
-        self._remember(captured.certificate)
-        records = self._records(samples, batch, captured.outputs)
+        predictions = self.source.predictions(captured.outputs, batch)
+        self.learn(captured, batch, predictions, frames=self._room(samples[0], batch))
+        self.remember(captured.certificate)
+        records = self._records(samples, batch, captured, predictions)
         arrays = self._arrays(captured)
-        return [self._result(i, records[i], arrays) for i in range(len(samples))]
+        return [self._result(i, records[i], captured, arrays, predictions[i]) for i in range(len(samples))]
 
-    def _learn(self, captured: Captured, batch: Batch) -> None:
-        """Take what all samples share from the first batch."""
-        if not self.frames:
-            bounds = self.source.bounds({"samples": len(self.manifest)})
-            self.frames = {name: first_frame(self.source, site, bounds) for name, site in captured.sites.items()}
+    @property
+    def unseen(self) -> list[str]:
+        """Sites of the plan that have not run yet (optional ones: they need a second frame, or a track)."""
+        return [part.site for part in self.plan.sites if part.site not in self.frames]
+
+    def learn(
+        self,
+        captured: Captured,
+        batch: Batch,
+        predictions: Sequence[Sequence[Prediction]],
+        *,
+        frames: tuple[int, int] | None,
+        by_blocks: bool = False,
+    ) -> None:
+        """Take what all samples share from the first batch that has it, until the store is there.
+
+        ``frames`` of a clip: those that the model read, and the most that it may read of any.
+        """
+        first = not self.frames
+        if not first and (self.sizes is not None or not self.unseen):
+            return
+        header = {"samples": len(self.manifest), **({"frames": frames[1]} if frames else {})}
+        bounds = self.source.bounds(header)
+        for name, site in captured.sites.items():
+            if name not in self.frames and (self.sizes is None or name in self.sizes):
+                stored = None if self.sizes is None else self.sizes[name]
+                self.frames[name] = first_frame(
+                    self.source, site, bounds, frames, stored=stored, by_blocks=by_blocks
+                )
+        if first:
             self.cells = _cells(self.source, batch)
+            self.tracks = self._first_tracks(batch, predictions, frames)
 
-    def _remember(self, certificate: Any) -> None:
+    def _room(self, sample: Sample, batch: Batch) -> tuple[int, int] | None:
+        """Frames that the model read of the first sample, and the most that it may read of any."""
+        if not sample.is_clip:
+            return None
+        read = int(batch.inputs.shape[1])
+        return read, max(read, self.longest) if read == len(sample.pixels) else read
+
+    @cached_property
+    def longest(self) -> int:
+        """An upper bound of the frames of any clip."""
+        return self.manifest.most_frames()
+
+    def _first_tracks(
+        self, batch: Batch, predictions: Sequence[Sequence[Prediction]], frames: tuple[int, int] | None
+    ) -> TrackFrame | None:
+        if self.sizes is not None and "tracks" in self.sizes:
+            sizes = self.sizes["tracks"]
+            return TrackFrame(sizes["rank"], sizes["frame"], (sizes["y"], sizes["x"]))
+        if frames is None or self.sizes is not None or not gives_tracks(self.source, predictions):
+            return None
+        return TrackFrame.of(batch.geometry[0], self.top, frames[1])
+
+    def remember(self, certificate: Any) -> None:
         """Keep the worst value of every error; the other facts of the last batch."""
         for name, value in plain(certificate.summary()).items():
             before = self.certificate.get(name)
             worse = isinstance(value, float) and isinstance(before, float) and before > value
             self.certificate[name] = before if worse else value
 
-    def _records(self, samples: Sequence[Sample], batch: Batch, outputs: Any) -> list[SampleRecord]:
-        predictions = self.source.predictions(outputs, batch)
-        targets = self._targets(outputs, batch)
+    def _records(
+        self,
+        samples: Sequence[Sample],
+        batch: Batch,
+        captured: Captured,
+        predictions: Sequence[Sequence[Prediction]],
+    ) -> list[SampleRecord]:
+        targets = self.targets(captured.outputs, batch)
         return [
             SampleRecord(
                 OK,
-                notes=str(sample.columns.get("notes", "")),
+                notes=self.notes(str(sample.columns.get("notes", "")), captured),
                 sha256=sample.sha256,
                 geometry=batch.geometry[i],
                 predictions=tuple(predictions[i][: self.top]),
                 correct=judge(predictions[i], sample.columns.get("label")),
                 target_label=targets.get(i, ("", 0.0))[0],
                 target_score=targets.get(i, ("", float("nan")))[1],
+                clip=self._clip(sample, batch, i) if sample.is_clip else None,
             )
             for i, sample in enumerate(samples)
         ]
 
-    def _targets(self, outputs: Any, batch: Batch) -> dict[int, tuple[str, float]]:
+    def notes(self, said: str, captured: Captured) -> str:
+        """What is to be said of a sample: of its file, and of sites that ran too late to be kept."""
+        late = [name for name in captured.sites if name not in self.frames]
+        further = f"not kept, since they first ran after the run was laid out: {', '.join(late)}" if late else ""
+        return "; ".join(part for part in (said, further) if part)
+
+    def _clip(self, sample: Sample, batch: Batch, i: int) -> ClipRecord:
+        index = frames_read(batch)[i]
+        return ClipRecord.of(sample.times, len(sample.pixels), index, self.source.frame_cells(batch)[: len(index)])
+
+    def targets(self, outputs: Any, batch: Batch) -> dict[int, tuple[str, float]]:
         """Label and score of the first explained number of each sample, where a target was asked for."""
         if self.target is None:
             return {}
@@ -152,15 +220,45 @@ class BatchCapture:
 
     def _arrays(self, captured: Captured) -> dict[str, NDArray[Any]]:
         """Everything that is stored of a batch, ``(sample, ...)`` by path."""
-        fitted = [self.frames[name].fit(site) for name, site in captured.sites.items()]
+        fitted = [self.frames[name].fit(site) for name, site in captured.sites.items() if name in self.frames]
         return {path: array for arrays in fitted for path, array in arrays.items()}
 
-    def _result(self, i: int, record: SampleRecord, arrays: Mapping[str, NDArray[Any]]) -> SampleResult:
-        own = {path: array[i] for path, array in arrays.items()}
-        broken = [path for path, array in own.items() if _not_finite(path, array)]
+    def _result(
+        self,
+        i: int,
+        record: SampleRecord,
+        captured: Captured,
+        arrays: Mapping[str, NDArray[Any]],
+        predictions: Sequence[Prediction],
+    ) -> SampleResult:
+        broken = [path for name in captured.sites for path in self.broken(name, captured, i)]
         if broken:
             return failed(SampleError(f"not finite: {', '.join(broken)}"), record=record)
+        own = {path: array[i] for path, array in arrays.items()}
+        if self.tracks is not None and record.clip is not None:
+            own |= self.tracks.padded(self.tracks.arrays(predictions, len(record.clip.frame_index)))
         return SampleResult(record, own)
+
+    def broken(self, name: str, captured: Captured, i: int) -> list[str]:
+        """Paths of one site's arrays that are not finite in sample ``i``, gaps excepted."""
+        site, frame = captured.sites[name], self.frames.get(name)
+        if frame is None:
+            return []
+        ragged = bool(frame.site.ragged)
+        return [
+            f"sites/{name}/{variable}"
+            for variable, array in site.arrays.items()
+            if is_broken(array[i], frame.dims[variable], frame.site.group, comes_and_goes=ragged)
+        ]
+
+
+def frames_read(batch: Batch) -> list[list[int]]:
+    """Of each sample of a batch of clips, the frames that the model reads, in order."""
+    index = batch.per_sample.get("frame_index")
+    if index is None:
+        return [list(range(batch.inputs.shape[1]))] * len(batch)
+    # A clip that is shorter than others of its batch may be filled up with -1.
+    return [[int(i) for i in row if i >= 0] for row in index.tolist()]
 
 
 def failed(
@@ -172,15 +270,10 @@ def failed(
     return SampleResult(SampleRecord(FAILED, failure=" ".join(reason.split()), sha256=sha256))
 
 
-def _about_all_samples(error: Exception) -> bool:
+def about_all_samples(error: Exception) -> bool:
     """foveate's errors about usage, models and plugins, and missing packages, concern every sample alike."""
     ours = isinstance(error, FoveateError) and not isinstance(error, (SampleError, CaptureError))
     return ours or isinstance(error, ImportError)
-
-
-def _not_finite(path: str, array: NDArray[Any]) -> bool:
-    """Tokens without a place have NaN for it; attention never has."""
-    return path.rpartition("/")[2] in VARIABLES and not bool(np.isfinite(array).all())
 
 
 def _cells(source: AttentionSource, batch: Batch) -> CellGrid | None:
@@ -190,7 +283,8 @@ def _cells(source: AttentionSource, batch: Batch) -> CellGrid | None:
         return None
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Give back what a failed or finished forward holds."""
     import torch
 
     gc.collect()

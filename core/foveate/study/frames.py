@@ -2,7 +2,8 @@
 
 Most sites have constant axes, labelled once. Where a source declares a stream as ragged (its ``bounds`` give
 a capacity), the axes of that stream are padded to the capacity and labelled for each sample: padding is 0
-(-1 in indices) inside a captured sample, and its tokens are of kind ``padding``.
+(-1 in indices) inside a captured sample, and its tokens are of kind ``padding``. Frames, tracks and other group
+axes have a capacity, too; behind a sample's own end all is NaN (-1, False), for nothing was there to look.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveate.data.arrays import fill_value
 from foveate.data.labels import VARIABLES, Coordinate, as_index, pad, same_tokens, token_coordinates
 from foveate.data.layout import ArraySpec
 from foveate.errors import SampleError, StoreError
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 AXES = ("query", "token", "key")
 """Axes that a token table labels; fields of the same name hold the tables."""
+ZERO_WHERE_ABSENT = ("attention", "head_mean")
+"""Weights of rows and keys that do not exist; other numbers about them are NaN where tokens come and go."""
+RAGGED_AXES = {"query": ("query", "token"), "key": ("key",)}
+"""What ``Site.ragged`` names, as axes of stored arrays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,7 @@ class SiteFrame:
         site = self.site
         told = {name: getattr(site, name) for name in ("kind", "form", "normalised_over", "summary", "masks")}
         streams = {"query_stream": site.query, "key_stream": site.key, "ragged": sorted(self.ragged)}
+        streams |= {"group": list(site.group), "comes_and_goes": list(site.ragged), "optional": site.optional}
         return {**told, **streams, "modules": site.modules, "rows": self.rule, "model_heads": site.heads}
 
     @property
@@ -77,7 +84,7 @@ class SiteFrame:
     def token_columns(self) -> dict[str, Coordinate]:
         """The tables of ragged axes, which every sample has for itself: dims ``(sample, axis)``."""
         columns: dict[str, Coordinate] = {}
-        for axis in sorted(self.ragged & set(self.sizes)):
+        for axis in sorted(self.ragged & set(self.sizes) & set(AXES)):
             columns |= token_coordinates(axis, [getattr(self, axis)])
         return columns
 
@@ -100,28 +107,72 @@ class SiteFrame:
         ]
         return arrays + tables
 
+    def nothing(self, name: str, array: NDArray[Any]) -> float:
+        """What a token that does not exist has: 0 (-1 in indices), NaN in numbers about those that come and go."""
+        if self.site.ragged and array.dtype.kind == "f" and name not in ZERO_WHERE_ABSENT:
+            return float("nan")
+        return -1 if array.dtype.kind == "i" else 0
+
+    def check(self, capture: SiteCapture) -> None:
+        """Raise SampleError where the constant axes of a capture are not those of the run."""
+        _check_tokens(self, framed(capture, self.site, {}))
+
     def fit(self, capture: SiteCapture) -> dict[str, NDArray[Any]]:
         """One batch's arrays ``(sample, ...)`` by path, padded to this frame, with its token tables.
 
         Raises SampleError where the batch's tokens or shapes are not those of the run.
         """
-        other = framed(capture, self.site, {axis: len(getattr(self, axis)) for axis in self.ragged})
+        sizes = self.sizes
+        other = framed(capture, self.site, {axis: sizes[axis] for axis in self.ragged if axis in sizes})
         _check_same(self, other)
         count = len(next(iter(capture.arrays.values()))) if capture.arrays else 0
-        padded = {name: _padded(array, (count, *self.shapes[name])) for name, array in capture.arrays.items()}
+        padded = {
+            name: _padded(array, (count, *self.shapes[name]), len(self.site.group), self.nothing(name, array))
+            for name, array in capture.arrays.items()
+        }
         tables = {name: np.repeat(c.values, count, axis=0) for name, c in other.token_columns().items()}
         return {f"sites/{self.site.id}/{name}": array for name, array in (padded | tables).items()}
 
 
-def first_frame(source: AttentionSource, capture: SiteCapture, bounds: Mapping[str, int]) -> SiteFrame:
-    """The frame that the first batch teaches; ``bounds`` are the source's capacities by stream."""
+def first_frame(
+    source: AttentionSource,
+    capture: SiteCapture,
+    bounds: Mapping[str, int],
+    frames: tuple[int, int] | None = None,
+    *,
+    stored: Mapping[str, int] | None = None,
+    by_blocks: bool = False,
+) -> SiteFrame:
+    """The frame that the first batch teaches; ``bounds`` are the source's capacities by stream and group axis.
+
+    Of clips, ``frames`` are those that the model read of the first sample and the most that it may read of any:
+    where a site has an entry for each frame read, it gets room for the longest clip. ``stored`` sizes of a run
+    that is there win. ``by_blocks`` of frames, the rows kept may be others in every block.
+    """
     site = next(site for site in source.sites if site.id == capture.site)
     streams = {"token": site.query, "key": site.key}
     capacity = {axis: bounds[name] for axis, name in streams.items() if name in bounds}
+    for axis in (axis for name in site.ragged for axis in RAGGED_AXES[name]):
+        capacity.setdefault(axis, len(getattr(capture, axis)))
     if "token" in capacity:
         # Kept rows of a ragged stream (objects, tracks) are labelled for each sample, however many they are.
-        capacity["query"] = capacity["token"] if capture.rule == "all" else len(capture.query)
+        every = capture.rule == "all" or (by_blocks and capture.query_index != (-1,))
+        capacity["query"] = capacity["token"] if every else len(capture.query)
+    capacity |= _group_capacity(capture, site, bounds, frames)
+    if stored is not None:
+        capacity |= {axis: stored[axis] for axis in (*capacity, *site.group) if axis in stored}
     return framed(capture, site, capacity)
+
+
+def _group_capacity(
+    capture: SiteCapture, site: Site, bounds: Mapping[str, int], frames: tuple[int, int] | None
+) -> dict[str, int]:
+    capacity = {axis: bounds[axis] for axis in site.group if axis in bounds}
+    if "frame" in site.group and "frame" not in capacity and frames is not None and capture.arrays:
+        found = next(iter(capture.arrays.values())).shape[1 + site.group.index("frame")]
+        if found == frames[0]:
+            capacity["frame"] = max(frames)
+    return capacity
 
 
 def framed(capture: SiteCapture, site: Site, capacity: Mapping[str, int]) -> SiteFrame:
@@ -139,18 +190,38 @@ def framed(capture: SiteCapture, site: Site, capacity: Mapping[str, int]) -> Sit
         frozenset(capacity),
     )
     try:
-        axes = {axis: pad(getattr(frame, axis), length) for axis, length in capacity.items()}
+        axes = {axis: pad(getattr(frame, axis), length) for axis, length in capacity.items() if axis in AXES}
     except StoreError as error:
         raise SampleError(f"site {site.id}: {error.message}", remedy=error.remedy) from None
+    for axis, size in frame.sizes.items():
+        if axis in site.group and size > capacity.get(axis, size):
+            raise SampleError(
+                f"site {site.id}: {size} {axis}s do not fit a capacity of {capacity[axis]}",
+                remedy=f"start a new run with a capacity of at least {size}",
+            )
     shapes = {
         name: tuple(capacity.get(dim, size) for dim, size in zip(frame.dims[name], shape, strict=True))
         for name, shape in frame.shapes.items()
     }
     query, token, key = (axes.get(axis, getattr(frame, axis)) for axis in AXES)
+    if site.ragged:
+        # Tokens that come and go are told apart by name; the first sample may have none that has one.
+        query, token, key = (named(tokens) for tokens in (query, token, key))
     return replace(frame, shapes=shapes, query=query, token=token, key=key)
 
 
+def named(tokens: TokenAxis) -> TokenAxis:
+    """The same tokens, all with a name, which may be empty."""
+    return tokens if tokens.label is not None else replace(tokens, label=("",) * len(tokens))
+
+
 def _check_same(first: SiteFrame, other: SiteFrame) -> None:
+    _check_tokens(first, other)
+    if first.shapes != other.shapes:
+        raise SampleError(f"site {first.site.id}: arrays of shape {other.shapes}, the run has {first.shapes}")
+
+
+def _check_tokens(first: SiteFrame, other: SiteFrame) -> None:
     for axis in set(AXES) - first.ragged:
         ours, theirs = getattr(first, axis), getattr(other, axis)
         if not same_tokens(ours, theirs):
@@ -159,15 +230,18 @@ def _check_same(first: SiteFrame, other: SiteFrame) -> None:
                 f" ({len(ours)})",
                 remedy="capture inputs of one size in a run, or let the source declare the stream in bounds()",
             )
-    if first.shapes != other.shapes:
-        raise SampleError(f"site {first.site.id}: arrays of shape {other.shapes}, the run has {first.shapes}")
 
 
-def _padded(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def _padded(array: NDArray[Any], shape: tuple[int, ...], groups: int, nothing: float) -> NDArray[Any]:
+    """``(sample, *group, ...)`` filled up to ``shape``: tokens with ``nothing``, group axes with "not there"."""
     if array.shape == shape:
         return array
     margin = [(0, whole - size) for size, whole in zip(array.shape, shape, strict=True)]
-    return np.pad(array, margin, constant_values=-1 if array.dtype.kind == "i" else 0)
+    none, ends = [(0, 0)] * len(margin), 1 + groups
+    inside = np.pad(array, none[:ends] + margin[ends:], constant_values=nothing)
+    outside = fill_value(array.dtype.name)
+    padded: NDArray[Any] = np.pad(inside, margin[:ends] + none[ends:], constant_values=outside)
+    return padded
 
 
 def _dtype(values: NDArray[Any]) -> str:
