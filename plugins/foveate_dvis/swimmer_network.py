@@ -162,8 +162,8 @@ class Swimmer(nn.Module):
         grid = memory.unflatten(1, (frames, -1)).flatten(0, 1).transpose(1, 2)
         grid = self.mask_coarse(grid.unflatten(-1, (self.config.cells, -1)))
         up = F.interpolate(grid, size=fine.shape[-2:], mode="bilinear", align_corners=False)
-        pixels: Tensor = self.mask_pixels(self.mask_fine(fine) + up)
-        return pixels.unflatten(0, (-1, frames))
+        pixels: Tensor = self.mask_pixels(self.mask_fine(fine) + up).unflatten(0, (-1, frames))
+        return pixels
 
     def _answer(self, queries: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         x = self.answer_norm(queries)

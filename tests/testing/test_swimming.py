@@ -120,7 +120,7 @@ def test_shapes_go_where_their_motion_says(singles):
 
 
 def test_no_single_frame_tells_the_motion_of_a_shape_at_the_start(singles):
-    """Places where shapes start do not depend on the way they go (a difference of means within 4 standard errors)."""
+    """Where a shape starts does not depend on the way it goes: means differ by less than 4 standard errors."""
     first = np.array([centres(drawn.masks[0][:1])[0] for drawn in singles])
     ways = np.array([drawn.motions[0] for drawn in singles])
     for a, b, axis in ((0, 1, 1), (2, 3, 0), (0, 1, 0), (2, 3, 1)):

@@ -156,8 +156,8 @@ def write_dataset(folder: Path | str, count: int, *, seed: int, shapes: int | No
 
     A clip is a folder of PNG frames: nothing is lost by video compression. ``manifest.csv`` has the columns path,
     label (of the largest shape), mask (a folder with one mask a frame, all shapes together), fps, told_by and
-    shapes (how many). ``tracks.json`` maps each path to its shapes: label, look, motion, told_by and mask. Files of
-    an earlier call with the same arguments are written again, byte for byte alike.
+    shapes (how many). ``tracks.json`` maps each path to its shapes: label, look, motion, told_by and mask. Files
+    of an earlier call with the same arguments are written again, byte for byte alike.
     """
     root = Path(folder)
     rows, truth = [], {}
