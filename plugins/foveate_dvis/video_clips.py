@@ -91,7 +91,7 @@ class ClipSource(AttentionSource):
     def _frame_count(self, wanted: int | None) -> int:
         """How many frames are read; 0 for all of a clip."""
         own, step = self.layout.frames, self.layout.tubelet
-        if wanted is None or wanted == own:
+        if wanted is None or (own and wanted == own):
             return own
         if own and not self._paths.get("any_frames", False):
             raise UsageError(f"{self.card.id} takes {own} frames, not {wanted}", remedy="leave out frames=")

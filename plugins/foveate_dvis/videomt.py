@@ -199,7 +199,8 @@ class VideomtSource(ClipSource):
         steps: list[Step] = []
         for site in self._sites[:-1]:
             steps += [AttentionStep(CallKey(site.id, layer), TOKENS, TOKENS) for layer in site.layers]
-        steps.append(MergeStep(TOKENS, JOINT, _placed(frames, self.queries, tokens, device), "queries in front"))
+            placed = _placed(frames, self.queries, tokens, device)
+            steps.append(MergeStep(TOKENS, JOINT, placed, "queries in front"))
         for frame in range(frames):
             steps += [AttentionStep(CallKey(DECODER, layer, frame), JOINT, JOINT) for layer in late.layers]
             if frame + 1 < frames:
