@@ -53,7 +53,7 @@ class DividedSource(VideoSource):
 
     def __init__(self, loaded: Loaded, family: Any, *, frames: int | None = None) -> None:
         super().__init__(loaded, family, frames=frames)
-        kind = str(loaded.model.config.attention_type)
+        kind = str(self._module.config.attention_type)
         if kind == "space_only":
             raise ModelError(
                 f"{self.card.id}: attention_type 'space_only' gives one answer a frame and none about the clip",

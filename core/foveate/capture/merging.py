@@ -18,4 +18,4 @@ def pull_back(vectors: Tensor, matrix: Tensor) -> Tensor:
         matrix = matrix.to(vectors)
         return torch.stack([vectors[i] @ matrix[i] for i in range(samples)])
     moved: Tensor = vectors.flatten(0, 1) @ matrix.to(vectors)
-    return moved.unflatten(0, (samples, slots))
+    return moved.reshape(samples, slots, -1)
