@@ -96,7 +96,8 @@ def index_folder(path: Path | str) -> FrameFolder:
     if not files:
         raise SampleError(f"clip {place}: no image in this folder")
     first = images.decode(files[0])
-    return FrameFolder(place, files, *first.pixels.shape[:2], _hash(files), first.notes)
+    height, width = first.pixels.shape[:2]
+    return FrameFolder(place, files, height, width, _hash(files), first.notes)
 
 
 def _hash(files: Sequence[Path]) -> str:

@@ -176,7 +176,9 @@ class BlockCapture:
         if self.worker.tracks is not None:
             canvas = self.worker.tracks.canvas
             masks = {p.track: drawn(p.mask, canvas) for p in predictions if p.mask is not None and p.track}
-            saved = {f"{name} {track}": a for track, one in masks.items() for name, a in one.items()}
+            saved: dict[str, Any] = {
+                f"{name} {track}": a for track, one in masks.items() for name, a in one.items()
+            }
             np.savez(tape.spool / f"{number}.npz", **saved)
 
     def _record(self, tape: Tape) -> SampleRecord:

@@ -147,7 +147,7 @@ class CaptureJob:
     def groups(self) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Coordinate], Sequence[str]]]:
         """Attributes and coordinates of every group that holds arrays."""
         ids, tracks = self.manifest.ids, self.worker.tracks
-        groups = {
+        groups: dict[str, tuple[Mapping[str, Any], Mapping[str, Coordinate], Sequence[str]]] = {
             f"sites/{site}": (frame.attrs, frame.coordinates(ids), tuple(frame.token_columns()))
             for site, frame in self.worker.frames.items()
         }

@@ -53,7 +53,11 @@ class SiteFrame:
         """What the site's group says of itself."""
         site = self.site
         told = {name: getattr(site, name) for name in ("kind", "form", "normalised_over", "summary", "masks")}
-        streams = {"query_stream": site.query, "key_stream": site.key, "ragged": sorted(self.ragged)}
+        streams: dict[str, Any] = {
+            "query_stream": site.query,
+            "key_stream": site.key,
+            "ragged": sorted(self.ragged),
+        }
         streams |= {"group": list(site.group), "comes_and_goes": list(site.ragged), "optional": site.optional}
         return {**told, **streams, "modules": site.modules, "rows": self.rule, "model_heads": site.heads}
 
@@ -167,7 +171,7 @@ def first_frame(
 def _group_capacity(
     capture: SiteCapture, site: Site, bounds: Mapping[str, int], frames: tuple[int, int] | None
 ) -> dict[str, int]:
-    capacity = {axis: bounds[axis] for axis in site.group if axis in bounds}
+    capacity: dict[str, int] = {axis: bounds[axis] for axis in site.group if axis in bounds}
     if "frame" in site.group and "frame" not in capacity and frames is not None and capture.arrays:
         found = next(iter(capture.arrays.values())).shape[1 + site.group.index("frame")]
         if found == frames[0]:
