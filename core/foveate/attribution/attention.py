@@ -8,7 +8,7 @@ other explanation. None of them is signed: attention says where, not which way.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from foveate.attribution.levels import tokens_on_cells
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
 from foveate.attribution.readout_rows import readout_rows
+from foveate.capture.streams import stream_tokens
 from foveate.errors import UsageError
 from foveate.interfaces import Attribution, AttributionMap, CallKey, OpaqueStep, TokenAxis
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from foveate.capture.trace import Trace
     from foveate.geometry import CellGrid
-    from foveate.interfaces import AttentionSource, Batch, BoundTarget, CallLabels
+    from foveate.interfaces import AttentionSource, Batch, BoundTarget
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def bottom_tokens(trace: Trace) -> TokenAxis:
     """The tokens of the stream at the bottom of the flow. Raises UsageError where no attention reads it."""
     for step in trace.flow:
         if getattr(step, "key", None) == trace.stream:
-            return over_frames(trace.labels(step.call))  # type: ignore[union-attr]  # only AttentionStep has one
+            return stream_tokens(trace.labels(step.call))  # type: ignore[union-attr]  # only AttentionStep has one
     raise UsageError(f"no attention step of {trace.source.card.id} reads its bottom stream {trace.stream!r}")
 
 
@@ -214,15 +215,3 @@ def on_cells(
             f"{method}: {error}",
             remedy="these tokens lie on no picture: use 'rollout' or a gradient or perturbation method",
         ) from error
-
-
-def over_frames(labels: CallLabels) -> TokenAxis:
-    """The keys of a call; where it attends within frames (a group axis ``frame``), those of all its frames.
-
-    Tokens then follow each other frame by frame, as a sweep's vectors do.
-    """
-    groups = [name for name, _ in labels.leading if name != "sample"]
-    if groups != ["frame"]:
-        return labels.key
-    key, frames = labels.key, range(dict(labels.leading)["frame"])
-    return TokenAxis.concat(*(replace(key, frame=np.full(len(key), frame, np.int32)) for frame in frames))

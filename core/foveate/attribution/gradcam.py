@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from foveate.attribution.attention import over_frames
 from foveate.attribution.clips import frame_count
 from foveate.attribution.levels import patches_by_level, tokens_on_cells
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost
+from foveate.attribution.readout_rows import places_of
+from foveate.capture.streams import stream_tokens
 from foveate.errors import CaptureError, UsageError
 from foveate.geometry import CellGrid, tokens_to_cells
 from foveate.interfaces import AttentionStep, Attribution, AttributionMap, CallKey, CallLabels, TokenAxis
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
 
     from foveate.interfaces import AttentionSource, Batch, BoundTarget
 
-KEY_ARGUMENTS = ("key", "key_states", "key_value_states", "encoder_hidden_states", "hidden_states")
-"""Names under which attention modules take the tokens they read from, most telling first."""
+KEY_ARGUMENTS = ("value", "key", "key_states", "key_value_states", "encoder_hidden_states", "hidden_states")
+"""Names under which attention modules take the tokens they read from, most telling first.
+
+Where key and value differ the key is the value with positions added: the gradient at the value is the whole, that
+at the key alone sums to 0 over tokens, since softmax does not see what all keys share.
+"""
 
 Entries = dict[tuple[str, int], list[tuple[torch.nn.Module, Mapping[str, Any]]]]
 """(site, layer) -> for each call, the owning module and its arguments by name."""
@@ -61,7 +66,7 @@ class TokenGradients(Attribution):
         """One forward and one backward pass.
 
         Raises UsageError where the tokens of the last attention are not grids of patches a sample
-        (windows, a part of the frames), CaptureError where they were not seen or carry no gradient.
+        (windows), CaptureError where they were not seen or carry no gradient.
         """
         objective = Objective(source, batch, bound, rows=self.rows)
         cells, parts, call = source.cells(batch), [], None
@@ -136,49 +141,78 @@ def _on_cells(
 
 
 def tokens_and_gradients(block: Objective) -> tuple[torch.Tensor, torch.Tensor, TokenAxis, CallKey]:
-    """Tokens entering the last attention that reads patches, their gradients, labels and call."""
+    """Tokens entering the last attention that reads patches, their gradients, labels and (last) call.
+
+    ``(target, token, channel)`` both. Where a layer attends within frames, in one call or in several, the
+    tokens of all frames follow each other.
+    """
     source = block.source
     batch = block.batch.replace(block.inputs.clone().requires_grad_(), block.index)
     with torch.enable_grad():
         with watched(source) as entries:
             outputs = source.forward(batch, grad=True)
         scores = source.score(outputs, batch, block.bound)
-        call, labels = last_patch_reading(source, batch, outputs)
-        activations = _entering(entries, call, math.prod(size for _, size in labels.leading), len(labels.key))
-        (gradients,) = torch.autograd.grad(scores.sum(), activations, allow_unused=True)
-    if gradients is None:
-        raise CaptureError(f"gradcam: the score does not depend on the tokens entering {call.site}[{call.layer}]")
-    if not _batch_first(entries, call):
-        activations, gradients = activations.transpose(0, 1), gradients.transpose(0, 1)
-    joined = (_over_frames(one, labels) for one in (activations.detach(), gradients))
-    return next(joined), next(joined), over_frames(labels), call
+        calls = last_patch_reading(source, batch, outputs)
+        entered = [
+            _entering(entries, call, math.prod(size for _, size in labels.leading), len(labels.key))
+            for call, labels in calls.items()
+        ]
+        slopes = torch.autograd.grad(scores.sum(), entered, allow_unused=True)
+    last = next(reversed(calls))
+    if all(slope is None for slope in slopes):
+        raise CaptureError(f"gradcam: the score does not depend on the tokens entering {last.site}[{last.layer}]")
+    gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(entered, slopes, strict=True)]
+    both = (
+        [_batch_first(entries, call, one) for call, one in zip(calls, parts, strict=True)]
+        for parts in (entered, gradients)
+    )
+    activations, weights = (_over_frames(parts, list(calls.values())) for parts in both)
+    return activations, weights, stream_tokens(next(iter(calls.values()))), last
 
 
-def _over_frames(values: torch.Tensor, labels: CallLabels) -> torch.Tensor:
-    """``(sample, token, channel)``, the tokens frame after frame where the call attends within frames."""
-    names = [name for name, _ in labels.leading]
-    if names == ["sample"]:
-        return values
-    split: torch.Tensor = values.unflatten(0, [size for _, size in labels.leading])
-    return (split if names[0] == "sample" else split.transpose(0, 1)).flatten(1, 2)
+def _over_frames(parts: Sequence[torch.Tensor], labels: Sequence[CallLabels]) -> torch.Tensor:
+    """``(sample, token, channel)`` from the calls of a layer, the tokens frame after frame where calls have
+    frames."""
+    if [name for name, _ in labels[0].leading] == ["sample"] and not labels[0].partial:
+        return parts[-1].detach()
+    whole = [dict(labels[0].leading).get(name, 1) for name in ("sample", "frame")]
+    samples, frames = (
+        labels[0].at[name].size if name in labels[0].at else size
+        for name, size in zip(("sample", "frame"), whole, strict=True)
+    )
+    joined = parts[0].new_zeros(samples, frames, len(labels[0].key_axis), parts[0].shape[-1])
+    for part, one in zip(parts, labels, strict=True):
+        tokens = range(len(one.key)) if one.key_place is None else one.key_place.index
+        for values, (sample, frame) in zip(part.detach(), places_of(one), strict=True):
+            joined[sample, max(frame, 0), list(tokens)] = values
+    return joined.flatten(1, 2)
 
 
-def last_patch_reading(source: AttentionSource, batch: Batch, outputs: Any) -> tuple[CallKey, CallLabels]:
-    """The last step of the flow whose keys are patches, of whole samples or of each of their frames."""
+def last_patch_reading(source: AttentionSource, batch: Batch, outputs: Any) -> dict[CallKey, CallLabels]:
+    """The last layer of the flow whose keys are patches of whole samples or of their frames: its calls, in order.
+
+    Of a layer that sees whole samples and runs more than once, the last call. Raises UsageError where keys are
+    within windows or tracks, or no attention reads patches.
+    """
+    found: dict[CallKey, CallLabels] = {}
     for step in reversed(source.flow(batch, outputs)):
-        if not isinstance(step, AttentionStep):
+        if not isinstance(step, AttentionStep) or (found and step.call[:2] != next(iter(found))[:2]):
             continue
         labels = source.label(step.call, batch, outputs)
         if not labels.key.where("patch").size:
             continue
-        if sorted(name for name, _ in labels.leading) not in (["sample"], ["frame", "sample"]) or labels.at:
+        if not {name for name, _ in labels.leading} <= {"sample", "frame"}:
             raise UsageError(
                 f"gradcam: {step.call.site} attends within {', '.join(name for name, _ in labels.leading)}; "
                 "its tokens are not one grid a sample",
                 remedy="use a gradient or perturbation method for this model",
             )
-        return step.call, labels
-    raise UsageError("gradcam: no attention of this model reads patches")
+        found[step.call] = labels
+        if not labels.partial:
+            return found
+    if not found:
+        raise UsageError("gradcam: no attention of this model reads patches")
+    return dict(reversed(found.items()))
 
 
 @contextmanager
@@ -189,7 +223,7 @@ def watched(source: AttentionSource) -> Iterator[Entries]:
     try:
         for site in source.sites:
             for path, layer in site.modules.items():
-                module = source.module.get_submodule(path)
+                module = source.module.get_submodule(path.partition("#")[0])
                 hook = _note(entries.setdefault((site.id, layer), []))
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield entries
@@ -215,7 +249,7 @@ def _entering(entries: Entries, call: CallKey, samples: int, tokens: int) -> tor
         )
     module, arguments = calls[call.number]
     named = [arguments[name] for name in KEY_ARGUMENTS if name in arguments]
-    wanted = (samples, tokens) if _batch_first(entries, call) else (tokens, samples)
+    wanted = (samples, tokens) if _is_batch_first(module) else (tokens, samples)
     for value in (*named, *arguments.values()):
         if isinstance(value, torch.Tensor) and value.dim() == 3 and value.shape[:2] == wanted:
             if not value.requires_grad:
@@ -228,7 +262,12 @@ def _entering(entries: Entries, call: CallKey, samples: int, tokens: int) -> tor
     )
 
 
-def _batch_first(entries: Entries, call: CallKey) -> bool:
-    """``nn.MultiheadAttention`` may take tokens first; everything else takes samples first."""
+def _batch_first(entries: Entries, call: CallKey, values: torch.Tensor) -> torch.Tensor:
+    """Tokens of a call with the sample axis first."""
     module, _ = entries[call.site, call.layer][call.number]
+    return values if _is_batch_first(module) else values.transpose(0, 1)
+
+
+def _is_batch_first(module: torch.nn.Module) -> bool:
+    """``nn.MultiheadAttention`` may take tokens first; everything else takes samples first."""
     return not isinstance(module, torch.nn.MultiheadAttention) or bool(module.batch_first)

@@ -52,6 +52,8 @@ def tokens_on_cells(
     several frames without ``frames``; a frame without patches).
     """
     array = np.asarray(values, dtype=np.float64)
+    if array.shape[-1] != len(tokens):
+        raise ValueError(f"tokens on cells: {array.shape[-1]} values but {len(tokens)} tokens")
     if frames is not None:
         planes = []
         for members in patches_by_frame(tokens, frames):

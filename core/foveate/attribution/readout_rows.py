@@ -45,7 +45,7 @@ def readout_rows(
     found: dict[int, dict[int, torch.Tensor]] = {}
     tokens: dict[int, TokenAxis] = {}
     for call in calls:
-        places, queries = _places(labels[call]), _queries(labels[call])
+        places, queries = places_of(labels[call]), _queries(labels[call])
         record, key = trace.record(call), labels[call].key
         rows = record.weighted(torch.stack([_weights(weights, *at, queries) for at in places]))[:, :, 0]
         for row, (sample, frame) in zip(rows, places, strict=True):
@@ -69,7 +69,7 @@ def _weights(weights: torch.Tensor, sample: int, frame: int, queries: Sequence[i
     return row if queries is None else row[list(queries)]
 
 
-def _places(labels: CallLabels) -> list[tuple[int, int]]:
+def places_of(labels: CallLabels) -> list[tuple[int, int]]:
     """The (sample, frame) of every batch entry of a call; frame -1 where it sees all frames."""
     sizes = dict(labels.leading)
     index: dict[str, Sequence[int]] = {}
