@@ -5,7 +5,7 @@ is the largest among its tokens, as in the authors' post-processing. In the deco
 (``decoder.text``) and then sample the pyramid (``decoder.cross``).
 
 The encoder also exchanges information between words and picture in both directions, with two softmaxes in one
-module. They are not captured; sweeps stop there and say so.
+module (``encoder.words``, ``encoder.picture``). They are captured; sweeps stop there and say so.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXT = "text.tokens"
+EXCHANGE = ("encoder.words", "encoder.picture")
+"""Sites of the encoder's fusion layers: one module, two softmaxes of one product of words and picture."""
 
 
 class GroundedSource(PyramidSource):
@@ -76,12 +78,17 @@ class GroundedSource(PyramidSource):
         return super()._stream_tokens(stream, batch, outputs)
 
     def flow(self, batch: Batch, outputs: Any) -> list[Step]:
-        """The text's own layers; then each encoder layer after its exchange of words and picture; the decoder."""
+        """The text's own layers; then each encoder layer after its exchange of words and picture; the decoder.
+
+        The exchange is captured, but no sweep goes through it: both streams read each other's state at the same
+        time, for which neither rollout nor the rules of Chefer et al. for one reading stream say anything.
+        """
         steps: list[Step] = []
         for step in super().flow(batch, outputs):
             call = getattr(step, "call", None)
-            if call is not None and call.site in ("encoder.self", "encoder.text"):
-                stream = TOKENS if call.site == "encoder.self" else TEXT
+            if call is not None and call.site in EXCHANGE:
+                stream = TOKENS if call.site == "encoder.picture" else TEXT
                 steps.append(OpaqueStep(stream, "words and picture exchange information"))
-            steps.append(step)
+            else:
+                steps.append(step)
         return steps

@@ -20,6 +20,7 @@ from foveate.interfaces import AttentionSource, Batch
 
 ATTENTION_KERNELS = ("_scaled_dot_product_", "_native_multi_head_attention", "_transformer_encoder_layer_fwd")
 SOFTMAX_KERNELS = ("_softmax", "_safe_softmax")
+JOIN = " + "
 SAMPLING_KERNELS = ("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback")
 
 
@@ -27,7 +28,8 @@ SAMPLING_KERNELS = ("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_
 class CensusRow:
     """``count`` dispatches of ``kernel`` in module ``owner``, and who answers for them.
 
-    ``claim`` is a site id, ``ignored: <reason>``, or empty where nobody does.
+    ``claim`` is a site id (several where one module attends for several sites), ``ignored: <reason>``, or empty
+    where nobody does.
     """
 
     owner: str
@@ -71,13 +73,15 @@ def softmax_calls(rows: tuple[CensusRow, ...]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for row in rows:
         if row.claim and not row.claim.startswith("ignored") and row.kernel not in SAMPLING_KERNELS:
-            counts[row.claim] += row.count
+            sites = row.claim.split(JOIN)
+            for site in sites:  # a module that attends several times runs each of its softmaxes as often
+                counts[site] += row.count // len(sites)
     return counts
 
 
 def _claim(claims: Claims, owner: str) -> str:
-    found = claims.find(owner)
-    if found is not None:
-        return found[0].id
+    found = claims.sites(owner)
+    if found:
+        return JOIN.join(dict.fromkeys(site.id for site in found))
     reason = claims.ignored(owner)
     return "" if reason is None else f"ignored: {reason}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from foveate.capture.owners import Owners, nearest
+from foveate.capture.owners import Owners, Places
 from foveate.capture.records import Shape
 from foveate.errors import CaptureError
 from foveate.interfaces import AttentionSource, CallKey, Site
@@ -23,21 +23,26 @@ class Claims:
         for site in source.sites:
             for path, layer in site.modules.items():
                 self._layers[owners.path_of(path)] = (site, layer)
+        self.places = Places(self._layers)
 
     @property
     def declared(self) -> Mapping[str, tuple[Site, int]]:
         """Site and layer of every declared module, by its path."""
         return self._layers
 
-    def find(self, name: str) -> tuple[Site, int] | None:
-        """Site and layer that declare a module, or None."""
-        path = nearest(name, self._layers)
-        return None if path is None else self._layers[path]
+    def find(self, name: str, ordinal: int = 0) -> tuple[Site, int] | None:
+        """Site and layer that declare the ``ordinal``-th softmax of a module, or None."""
+        place = self.places.find(name, ordinal)
+        return None if place is None else self._layers[place]
+
+    def sites(self, name: str) -> list[Site]:
+        """All sites that a module declares; several where it attends several times."""
+        return [self._layers[place][0] for place in self.places.of_module(name)]
 
     def heads(self, name: str) -> int | None:
         """Declared heads of a module."""
-        found = self.find(name)
-        return None if found is None else found[0].heads
+        found = self.sites(name)
+        return found[0].heads if found else None
 
     def ignored(self, name: str) -> str | None:
         """The source's reason to ignore a module, or None."""
@@ -46,9 +51,12 @@ class Claims:
                 return reason
         return None
 
-    def take(self, name: str, shape: Shape) -> CallKey | None:
-        """Claim one call; None (and a note in :attr:`undeclared`) where no site declares its module."""
-        found = self.find(name)
+    def take(self, name: str, shape: Shape, ordinal: int = 0) -> CallKey | None:
+        """Claim one call; None (and a note in :attr:`undeclared`) where no site declares its module.
+
+        ``ordinal`` is how many softmaxes the module started before (:attr:`Record.ordinal`).
+        """
+        found = self.find(name, ordinal)
         if found is None:
             if self.ignored(name) is None:
                 self.undeclared[name] += 1

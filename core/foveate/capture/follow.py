@@ -76,6 +76,7 @@ class Pending:
     aliases: list[int] = field(default_factory=list)
     weighed: bool = False
     rescaled: bool = False
+    ordinal: int = 0
 
 
 class Follower:
@@ -90,9 +91,18 @@ class Follower:
         # Identity is safe only while the tensor lives: ids are reused after it dies.
         self._aliases: dict[int, tuple[weakref.ref[Tensor], Pending]] = {}
 
-    def start(self, name: str, weights: Tensor, dim: int, heads: int, blocked: Tensor | None = None) -> Pending:
-        """A softmax was taken; ``blocked`` says where its scores were masked."""
-        pending = Pending(name, weights, dim, heads, blocked)
+    def start(
+        self,
+        name: str,
+        weights: Tensor,
+        dim: int,
+        heads: int,
+        blocked: Tensor | None = None,
+        *,
+        ordinal: int = 0,
+    ) -> Pending:
+        """A softmax was taken, the ``ordinal``-th of its module; ``blocked`` says where its scores were masked."""
+        pending = Pending(name, weights, dim, heads, blocked, ordinal=ordinal)
         self._pending.append(pending)
         self._remember(weights, pending)
         return pending
@@ -135,7 +145,8 @@ class Follower:
         plain = plain and operands[0].shape[-2:] == weights.shape[-2:]
         product = (operands[0], operands[1], out) if plain else None
         self._forget(pending)
-        self._found(
+        self._report(
+            pending,
             MaterialisedRecord(
                 pending.name,
                 weights,
@@ -144,7 +155,7 @@ class Follower:
                 linked=True,
                 over_keys=over_keys,
                 blocked=_blocked(pending.scores),
-            )
+            ),
         )
 
     def sample(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -187,7 +198,7 @@ class Follower:
         pending = self.find(args[:1])
         if pending is not None:
             self._forget(pending)
-            self._found(DeformableRecord(pending.name, pending.weights, pending.levels, out))
+            self._report(pending, DeformableRecord(pending.name, pending.weights, pending.levels, out))
 
     def drop(self, pending: Pending) -> None:
         """The call is complete by other means."""
@@ -203,7 +214,7 @@ class Follower:
         pending = self.find((weights,)) or self.of_size(weights.numel(), owner)
         if pending is not None:
             self._forget(pending)
-            self._found(replace(call(), name=pending.name).record(out))
+            self._report(pending, replace(call(), name=pending.name).record(out))
 
     def of_size(self, count: int, owner: str) -> Pending | None:
         """The latest softmax of ``count`` weights in the module ``owner`` or one around it."""
@@ -215,9 +226,15 @@ class Follower:
     def finish(self) -> None:
         """The forward is over: what met no values is reported as unlinked."""
         for pending in self._pending:
-            self._unlinked(_unfinished(pending))
+            record = _unfinished(pending)
+            record.ordinal = pending.ordinal
+            self._unlinked(record)
         self._pending.clear()
         self._aliases.clear()
+
+    def _report(self, pending: Pending, record: Record) -> None:
+        record.ordinal = pending.ordinal
+        self._found(record)
 
     def _remember(self, tensor: Tensor, pending: Pending) -> None:
         self._aliases[id(tensor)] = (weakref.ref(tensor), pending)

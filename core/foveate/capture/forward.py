@@ -32,7 +32,7 @@ def tapped_forward(
     claims = Claims(source)
 
     def sink(record: Record) -> None:
-        call = claims.take(record.name, record.shape)
+        call = claims.take(record.name, record.shape, record.ordinal)
         if call is not None:
             take(call, record)
 
@@ -42,7 +42,7 @@ def tapped_forward(
     # A softmax of a declared module counts even where the tap could not follow it to its values.
     with quiet():
         for record in tap.unlinked:
-            found = claims.find(record.name)
+            found = claims.find(record.name, record.ordinal)
             if found is not None:
                 _check_sampled(record, *found)
                 sink(record)

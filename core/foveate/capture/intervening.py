@@ -25,7 +25,7 @@ from foveate.capture.editing import Run
 from foveate.capture.follow import CARRIERS, PRODUCTS, Follower, Pending, operands_of
 from foveate.capture.forward import eager_stance
 from foveate.capture.interventions import Here, Intervention
-from foveate.capture.owners import Owners, nearest
+from foveate.capture.owners import Owners, Places
 from foveate.capture.records import Record
 from foveate.capture.sampled_edits import SAMPLING, SampledEdits
 from foveate.capture.scores import GivenScores, ProductScores, Scores
@@ -104,6 +104,8 @@ class Intervening:
         self._deformable = frozenset(deformable)
         self._owners, self._jobs, self._declared, self._labels = owners, jobs, declared, labels
         self._outer = editing.outer()
+        self._places = Places(declared)
+        self._started: Counter[str] = Counter()
         self._ran: Counter[Hashable] = Counter()
         self._done: dict[tuple[int, str, int], list[int]] = {}
         self._follower = Follower(_forget, _forget)
@@ -223,7 +225,9 @@ class Intervening:
     def _arrive(self) -> tuple[str, list[tuple[int, Here]]]:
         """Which module is at work, and the interventions (by number) that concern it."""
         name = self._owners.current()
-        path = nearest(name, self._declared)
+        ordinal = self._started[name or ""]
+        self._started[name or ""] += 1
+        path = self._places.find(name, ordinal)
         if name is None or path is None:
             return "", []
         counted = self._declared[path]
@@ -266,7 +270,7 @@ class Intervening:
         )
 
     def _is_deformable(self, name: str) -> bool:
-        sampled = nearest(name, self._declared) in self._deformable
+        sampled = self._places.find(name, 0) in self._deformable
         return sampled or hasattr(self._owners.module(name), "sampling_offsets")
 
     def _labels_of(self, call: CallKey) -> CallLabels | None:

@@ -64,13 +64,15 @@ class Check(NamedTuple):
 class Record(ABC):
     """One attention call, evaluated on demand. All tensors are ``(batch, head, query or row, key)``.
 
-    ``name`` is the path of the owning module, ``node`` the tensor of the autograd graph at which
-    :meth:`relevance` takes a gradient (None where no graph was recorded).
+    ``name`` is the path of the owning module, ``ordinal`` how many softmaxes or fused calls that module started
+    before this one under the tap, ``node`` the tensor of the autograd graph at which :meth:`relevance` takes a
+    gradient (None where no graph was recorded).
     """
 
     form: ClassVar[SiteForm] = "dense"
     via: str = ""
     name: str
+    ordinal: int = 0
     node: Tensor | None = None
     dropout: float = 0.0
     sums_to_one: bool = True

@@ -79,7 +79,7 @@ def reference_point(
         if isinstance(kwargs.get("reference_points"), torch.Tensor):
             heard.append(kwargs["reference_points"].detach())
 
-    hook = source.module.get_submodule(path).register_forward_pre_hook(listen, with_kwargs=True)
+    hook = source.module.get_submodule(path.partition("#")[0]).register_forward_pre_hook(listen, with_kwargs=True)
     try:
         source.forward(batch)
     finally:

@@ -13,6 +13,7 @@ reshapes to that product (:mod:`foveate.capture.follow`). Everything else it let
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, TracebackType
@@ -106,6 +107,7 @@ class Tap(TorchFunctionMode):
         self._sink: Sink = sink or self.records.append
         self._heads = heads or (lambda path: None)
         self._follower = Follower(self._emit, self.unlinked.append)
+        self._started: Counter[str] = Counter()
         self._kernels, self._entries = tuple(kernels), ExitStack()
         self._thread: int | None = None
         self._handlers: Mapping[Callable[..., Any], Callable[..., Any]] = {
@@ -165,7 +167,9 @@ class Tap(TorchFunctionMode):
     def _attention(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         out: Tensor = func(*args, **kwargs)
         name = self._owner()
-        self._emit(_dense(name, self._in_graph(out), self._head_count(name), *args, **kwargs))
+        record = _dense(name, self._in_graph(out), self._head_count(name), *args, **kwargs)
+        record.ordinal = self._count(name)
+        self._emit(record)
         return out
 
     def _multi_head(self, func: FunctionType, args: Any, kwargs: Any) -> Any:
@@ -192,7 +196,8 @@ class Tap(TorchFunctionMode):
         if isinstance(out, Tensor) and out.dim() >= 2 and isinstance(dim, int):
             name = self._owner()
             scores = args[0] if args else kwargs.get("input")
-            self._follower.start(name, self._in_graph(out), dim % out.dim(), self._head_count(name), scores)
+            heads, number = self._head_count(name), self._count(name)
+            self._follower.start(name, self._in_graph(out), dim % out.dim(), heads, scores, ordinal=number)
         return out
 
     def _carry(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -245,6 +250,12 @@ class Tap(TorchFunctionMode):
     def _owner(self) -> str:
         path = self.owners.current()
         return "" if path is None else path
+
+    def _count(self, name: str) -> int:
+        """How many softmaxes and fused calls the module started before this one."""
+        number = self._started[name]
+        self._started[name] += 1
+        return number
 
     def _head_count(self, name: str) -> int:
         """Heads in the first axis of a three-axis call: said by the function, the caller or the module."""

@@ -33,10 +33,11 @@ def find_sites(rows: Sequence[Mapping[str, Any]], model: nn.Module) -> tuple[Sit
 
 
 def _site(row: Mapping[str, Any], model: nn.Module) -> Site | None:
-    escaped = re.escape(str(row["module"])).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\{any\}", r"\d+")
+    wanted, mark, number = str(row["module"]).partition("#")  # the softmax of a module that attends several times
+    escaped = re.escape(wanted).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\{any\}", r"\d+")
     pattern = re.compile(rf"(?:.*\.)?{escaped}")
     modules = {
-        path: int(match.groupdict().get("layer") or 0)
+        f"{path}{mark}{number}": int(match.groupdict().get("layer") or 0)
         for path, _ in model.named_modules()
         if (match := pattern.fullmatch(path))
     }
@@ -45,7 +46,7 @@ def _site(row: Mapping[str, Any], model: nn.Module) -> Site | None:
     return Site(
         id=str(row["id"]),
         modules=modules,
-        heads=_heads(model.get_submodule(next(iter(modules))), row, model),
+        heads=_heads(model.get_submodule(next(iter(modules)).partition("#")[0]), row, model),
         query=str(row["query"]),
         key=str(row["key"]),
         kind=row["kind"],
