@@ -137,7 +137,7 @@ class _Painter:
 
     def __init__(self, overlay: Overlay, height: int, width: int) -> None:
         self.overlay, self.source = overlay, (height, width)
-        self.height, self.width = _shown(height, width, overlay.size)
+        self.height, self.width = shown_size(height, width, overlay.size)
         self.text = max(11, min(18, self.width // 38))
         self.font = ImageFont.truetype(str(FONT), self.text)
         self.head = self._strip([overlay.title], None) if overlay.title else None
@@ -240,7 +240,8 @@ def _coloured(scale: Scale, pixels: NDArray[np.float64], uniform: float) -> NDAr
     return np.asarray(painted[..., :3] * 255.0)
 
 
-def _shown(height: int, width: int, size: int) -> tuple[int, int]:
+def shown_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Pixels at which a picture is shown: enlarged by whole numbers, or reduced, to at most ``size`` a side."""
     longest = max(height, width)
     if longest > size:
         return max(2, round(height * size / longest)), max(2, round(width * size / longest))
