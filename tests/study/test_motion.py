@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from foveate.errors import SampleError, UsageError
-from foveate.interfaces import Batch, BoundTarget, Prediction, Sample, Target, TargetRow
+from foveate.interfaces import (
+    Batch,
+    BoundTarget,
+    CallKey,
+    CallLabels,
+    Prediction,
+    Sample,
+    Site,
+    Target,
+    TargetRow,
+    TokenAxis,
+)
 from foveate.study.motion import MotionReport, run_motion, summarise
 from foveate.study.motion_edges import CUTS, Edges, SiteEdges, cuts, frame_edges, run_cut
 from foveate.study.motion_scoring import VideoScores, score_clip
@@ -324,7 +335,100 @@ def test_where_frames_have_enough_edges_the_sham_is_exactly_as_large() -> None:
     assert cuts(Edges((inside,), 0.5, 0.5), seed=0) == []
 
 
+class DividedNetwork(SpaceTimeTransformer):
+    """The first block attends within each frame, the second along time at each place."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        count, c = len(clips), self.config
+        cut = clips.reshape(count, c.frames, 3, c.side, c.patch, c.side, c.patch).permute(0, 1, 3, 5, 2, 4, 6)
+        x = self.embed(cut.reshape(count, c.frames, c.side**2, -1)) + self.place + self.time
+        x = self.blocks[0](x.flatten(0, 1)).reshape(x.shape).transpose(1, 2)
+        x = self.blocks[1](x.flatten(0, 1)).reshape(x.shape).transpose(1, 2)
+        logits: Tensor = self.head(self.norm(x).mean((1, 2)))
+        return logits
+
+
+class Divided(SpaceTimeSource):
+    """A source of that network, as TimeSformer's is."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        heads = self.config.heads
+        return (
+            Site("space", {"blocks.0.attention": 0}, heads, "tokens", "tokens", group=("frame",)),
+            Site("time", {"blocks.1.attention": 1}, heads, "tokens", "tokens", "temporal", group=("position",)),
+        )
+
+    def label(self, call: CallKey, batch: Batch, outputs: Tensor) -> CallLabels:
+        c = self.config
+        if call.site == "space":
+            axis = TokenAxis.patches(c.side, c.side, height=c.image, width=c.image)
+            return CallLabels((("sample", len(batch)), ("frame", c.frames)), axis, axis)
+        axis = replace(TokenAxis.of_kind("frame", c.frames), frame=np.arange(c.frames, dtype=np.int32))
+        return CallLabels((("sample", len(batch)), ("position", c.side**2)), axis, axis)
+
+
+@torch.no_grad()
+def test_divided_attention_is_cut_along_time_and_the_sham_within_frames_is_as_large() -> None:
+    module = DividedNetwork(seed=8)
+    module.load_state_dict(sharp(8).module.state_dict())
+    source, sample = Divided(module), clips("xor", 1)[0]
+    batch = source.encode([sample])
+    edges = frame_edges(source, batch)
+    found = {cut.name: cut for cut in cuts(edges, seed=2)}
+    assert set(found) == {"between", "within"}
+    assert found["between"].edges == 4 * 9 * (4 * 3)  # heads x places x ordered pairs of frames
+    assert found["within"].edges == pytest.approx(found["between"].edges, abs=4 * 4 * 9)
+    assert {k.site for k in found["within"].interventions} == {"space"}
+    attention = module.blocks[1].attention
+    attention.forward = lambda x: attention.proj(attention.qkv(x).chunk(3, -1)[2])  # each token reads itself only
+    expected = module(batch.inputs)
+    del attention.forward
+    assert torch.allclose(run_cut(source, batch, found["between"]), expected, atol=1e-5)
+    assert not torch.allclose(module(batch.inputs), expected, atol=1e-2)
+
+
 # ------------------------------------------------------------------------------------------ trackers
+
+
+class Decider(SpaceTimeSource):
+    """Answers by the sign of a decision that a held run keeps."""
+
+    def forward(self, batch: Batch, *, grad: bool = False) -> Any:
+        logits = super().forward(batch, grad=grad)
+        own = batch.inputs.amax((1, 2, 3, 4)) > 0.5
+        return logits, torch.tensor(
+            [batch.shared.get("held", {}).get(n, bool(o)) for n, o in zip(batch.ids, own, strict=True)]
+        )
+
+    def hold(self, batch: Batch, outputs: Any) -> Batch:
+        held = dict(zip(batch.ids, outputs[1].tolist(), strict=True))
+        return replace(batch, shared={**batch.shared, "held": held})
+
+    def predictions(self, outputs: Any, batch: Batch) -> list[list[Prediction]]:
+        return super().predictions(outputs[0], batch)
+
+    def bind(self, outputs: Any, batch: Batch, target: Target) -> BoundTarget:
+        return super().bind(outputs[0], batch, target)
+
+    def score(self, outputs: Any, batch: Batch, bound: BoundTarget) -> Tensor:
+        return super().score(outputs[0], batch, bound) * outputs[1][[row.sample for row in bound.rows]]
+
+
+def test_decisions_of_the_intact_clip_are_kept() -> None:
+    """Without its bright object the decision would fall and every score with it; held, it does not."""
+    found = score_video(Decider(sharp(9).module), dimmed(clips("colour", 1)[0]), QUICK)
+    assert found.scores["probability"]["both"] > 0
+    assert found.scores["probability"]["motion"] > 0
+    assert found.scores["probability"]["none"] > 0
+
+
+def dimmed(sample: Sample) -> Sample:
+    """Nothing but the object is bright."""
+    assert sample.mask is not None
+    pixels = np.minimum(sample.pixels, 100)
+    pixels[sample.mask] = sample.pixels[sample.mask]
+    return replace(sample, pixels=pixels)
 
 
 class Follower(SpaceTimeSource):

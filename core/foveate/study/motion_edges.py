@@ -38,6 +38,8 @@ CUTS = ("between", "within", "matched", "anywhere")
 MASS_RULE = 0.6
 """A rule that is often proposed: more than this share of attention on other frames means that motion decides."""
 ROWS = 256
+MOST_EDGES = 2**24
+"""Of one call; larger sites are left out of the cuts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +98,8 @@ def frame_edges(source: AttentionSource, batch: Batch) -> Edges:
     for site, numbers in calls.items():
         try:
             found = _site_edges(source, seen, site, numbers)
-        except _UnequalError as error:
-            left_out[site] = str(error)
+        except _LeftOutError as error:
+            left_out[site] = error.message
             continue
         if found is None:
             left_out[site] = "its queries or keys have no frame"
@@ -130,23 +132,24 @@ def run_cut(source: AttentionSource, batch: Batch, cut: Cut) -> Outputs:
         return source.forward(batch)
 
 
-class _UnequalError(FoveateError):
-    """A site whose calls differ."""
+class _LeftOutError(FoveateError):
+    """A site whose edges are not cut, and why."""
 
 
 def _site_edges(source: AttentionSource, seen: Trace, site: str, calls: Sequence[CallKey]) -> SiteEdges | None:
-    found = None
-    copies = 0
+    declared = next(one for one in source.sites if one.id == site)
+    if declared.normalised_over != "key" or declared.form != "dense":
+        raise _LeftOutError(f"{declared.form}, normalised over its {declared.normalised_over}s")
+    found, copies = None, 0
     for call in calls:
         labels, shape = seen.labels(call), seen.record(call).shape
+        if len(labels.query) * len(labels.key) > MOST_EDGES:
+            raise _LeftOutError(f"more than {MOST_EDGES:,} edges a call")
         pair = _pair(labels)
         if found is not None and any(not np.array_equal(a, b) for a, b in zip(found, pair, strict=True)):
-            raise _UnequalError("its calls have different tokens")
+            raise _LeftOutError("its calls have different tokens")
         found = pair
         copies += shape[0] * shape[1]
-    declared = next(one for one in source.sites if one.id == site)
-    if declared.normalised_over != "key":
-        raise _UnequalError(f"normalised over its {declared.normalised_over}s")
     if found is None or not (found[0].any() or found[1].any()):
         return None
     return SiteEdges(site, *found, copies)
@@ -157,6 +160,8 @@ def _pair(labels: CallLabels) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     query, key = labels.query.frame[:, None], labels.key.frame[None, :]
     known = (query >= 0) & (key >= 0)
     same = known & (query == key)
+    if any(name == "frame" for name, _ in labels.leading):  # one call (or group) a frame: nothing leaves it
+        known, same = np.zeros_like(known), np.ones_like(same)
     if len(labels.query) == len(labels.key):
         same &= ~np.eye(len(labels.query), dtype=bool)
     return known & (query != key), same

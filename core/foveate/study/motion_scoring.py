@@ -182,12 +182,14 @@ def _run(
         replace(sample, id=f"{sample.id}#{i}", pixels=one.clip, mask=one.masks) for i, (_, one) in enumerate(some)
     ]
     batch = source.encode(samples)
+    held = intact.held.replace(batch.inputs, [0] * len(some))
     bound = _repeated(intact.bound, group.rows, len(some))
     with torch.no_grad():
-        outputs = source.forward(batch)
-        table = scored(source, outputs, batch, bound, intact.scales)
+        outputs = source.forward(held)
+        table = scored(source, outputs, held, bound, intact.scales)
         if group.masks is not None and _of_tracks(intact, group):
-            for (name, one), answers in zip(some, source.predictions(outputs, batch), strict=True):
+            free = outputs if intact.held is intact.batch else source.forward(batch)
+            for (name, one), answers in zip(some, source.predictions(free, batch), strict=True):
                 lost[name].append(_lost(intact, group, one, answers, batch))
     return {scale: values.reshape(len(some), -1) for scale, values in table.items()}
 
@@ -246,12 +248,12 @@ def _cut_scores(intact: Intact, number: int) -> _Cuts:
     failed = dict(found.left_out)
     for cut in cuts(found, number):
         try:
-            outputs = run_cut(intact.source, intact.batch, cut)
+            outputs = run_cut(intact.source, intact.held, cut)
         except (CaptureError, UsageError) as error:
             failed[cut.name] = error.message
             continue
         counts[cut.name] = cut.edges
-        for scale, values in scored(intact.source, outputs, intact.batch, intact.bound, intact.scales).items():
+        for scale, values in scored(intact.source, outputs, intact.held, intact.bound, intact.scales).items():
             scores[scale][cut.name] = values
     return _Cuts(scores, found, counts, failed)
 

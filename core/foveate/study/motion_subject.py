@@ -47,11 +47,16 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Intact:
-    """A clip, what the model answered to it, and the target bound to that."""
+    """A clip, what the model answered to it, and the target bound to that.
+
+    ``held`` is the batch on which a tracker keeps its decisions (which rows are tracks); where there are none to
+    keep it is ``batch`` itself.
+    """
 
     source: AttentionSource
     sample: Sample
     batch: Batch
+    held: Batch
     answers: Sequence[Prediction]
     bound: BoundTarget
     scales: tuple[Any, ...]
@@ -81,7 +86,8 @@ def intact_clip(source: AttentionSource, sample: Sample, settings: Settings) -> 
             f"{sample.id}: the model finds nothing to score", remedy="another target, or other clips"
         )
     scales = _usable(source, outputs, batch, bound)
-    return Intact(source, sample, batch, answers, bound, scales, scored(source, outputs, batch, bound, scales))
+    whole = scored(source, outputs, batch, bound, scales)
+    return Intact(source, sample, batch, source.hold(batch, outputs), answers, bound, scales, whole)
 
 
 def _as_read(source: AttentionSource, sample: Sample) -> tuple[Sample, Batch]:
