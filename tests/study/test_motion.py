@@ -193,7 +193,7 @@ def test_clips_that_cannot_be_used_are_named() -> None:
     assert set(report.failed) == {"one frame", "picture", "no object"}
     assert len(report.clips) == 6
     assert any("3 clips could not be used" in sentence for sentence in report.caveats)
-    with pytest.raises(UsageError, match="no clip could be used: .*has no motion"):
+    with pytest.raises(UsageError, match=r"no clip could be used: .*has no motion"):
         run_motion(SpaceTimeSource.trained("colour"), bad[:1], QUICK)
 
 

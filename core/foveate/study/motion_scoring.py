@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     Scores = dict[str, NDArray[np.float64]]
 
+__all__ = ["REVERSED", "Settings", "VideoScores", "score_clip"]
+
 REVERSED = "reversed"
 
 
