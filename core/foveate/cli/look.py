@@ -1,4 +1,4 @@
-"""``foveate look``: one picture, its answer, its map, its caveats."""
+"""``foveate look``: one picture or clip, its answer, its map, its caveats."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def command(
 ) -> None:
     """Show what MODEL answers for IMAGE and what the row behind the answer attends to.
 
-    Models that compare pictures with text take their classes from --prompts.
+    For a model of clips IMAGE is a video, a folder of frames or an animated image. Models that compare pictures
+    with text take their classes from --prompts.
     """
     if head != "mean" and not head.isdigit():
         raise UsageError(f"--head {head}: expected a number or mean")

@@ -6,11 +6,8 @@ the order of the map. Nothing is stored.
 
 from __future__ import annotations
 
-import base64
-import html
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,66 +17,16 @@ import torch
 from foveate.capture.rollout import rollout
 from foveate.capture.trace import Trace, trace
 from foveate.errors import CaptureError, SampleError, UsageError
-from foveate.interfaces import AttentionSource, BoundTarget, CallKey, Prediction, Sample, Target
+from foveate.interfaces import AttentionSource, BoundTarget, Prediction, Sample, Target
 from foveate.render.glance import glance
 from foveate.render.panel import Panel, Rule
-from foveate.render.style import Picture
 from foveate.study.caveats import Facts, caveats
+from foveate.study.looked import Look, evenness, sinks_of
 from foveate.study.quick_check import Check, quick_check
 from foveate.study.readout_row import Head, ReadoutRow, readout_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What one look found. ``maps`` holds the drawn panels (values on the model's cells) by name."""
-
-    model: str
-    target: str
-    score: float
-    predictions: tuple[Prediction, ...]
-    caveats: tuple[str, ...]
-    maps: Mapping[str, Panel]
-    rule: Rule
-    check: Check
-    picture: Picture
-    seconds: float
-
-    def save(self, out: Path | str) -> Path:
-        """Write the figure: PNG, SVG or PDF by suffix."""
-        return self.picture.save(out)
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but the pixels, as plain values."""
-        answers = [
-            {"label": p.label, "score": p.score, "class_index": p.class_index, "object": p.object}
-            for p in self.predictions
-        ]
-        return {
-            "model": self.model,
-            "target": self.target,
-            "score": self.score,
-            "predictions": answers,
-            "rule": str(self.rule),
-            "keys": self.rule.keys,
-            "maps": {name: _strongest(panel) for name, panel in self.maps.items()},
-            "deletion": asdict(self.check),
-            "caveats": list(self.caveats),
-            "seconds": round(self.seconds, 2),
-        }
-
-    def __str__(self) -> str:
-        answers = [f"  {p.score:5.2f}  {p.label}{_object(p)}" for p in self.predictions[:5]]
-        notes = [f"  - {caveat}" for caveat in self.caveats]
-        said = f"{self.model} answers" if answers else f"{self.model} gives no answer"
-        return "\n".join([said, *answers, str(self.rule), "caveats", *notes])
-
-    def _repr_html_(self) -> str:
-        image = base64.b64encode(self.picture.png()).decode()
-        notes = "".join(f"<li>{html.escape(caveat)}</li>" for caveat in self.caveats)
-        return f'<img style="max-width:100%" src="data:image/png;base64,{image}"/><ul>{notes}</ul>'
 
 
 def look(
@@ -95,16 +42,21 @@ def look(
     check: bool = True,
     **options: Any,
 ) -> Look:
-    """Look at one picture through a model.
+    """Look at one picture through a model, or at one clip through a model of clips.
 
-    ``model`` is a reference (registry id, folder, hub id) or an opened source; ``image`` a file or uint8
-    pixels ``(y, x, 3)``. ``prompts`` are the classes of models that compare with text. ``target`` is the
-    class to test (default: the answer), ``object`` the query of a detector (default: the surest object).
+    ``model`` is a reference (registry id, folder, hub id) or an opened source; ``image`` a file or uint8 pixels
+    ``(y, x, 3)``, for models of clips a video, a folder of frames or ``(frame, y, x, 3)``. ``prompts`` are the
+    classes of models that compare with text. ``target`` is the class to test (default: the answer), ``object`` the
+    query of a detector (default: the surest object).
     ``layer`` is a true layer number, negative ones count from the last.
     ``check`` also deletes cells in the map's order where that is quick (:mod:`foveate.study.quick_check`). Further
     ``options`` go to ``foveate.open``. Raises UsageError, SampleError, ModelError, CaptureError.
     """
     source = _opened(model, prompts, options)
+    if source.media == "clip":
+        from foveate.study.look_clip import look_clip
+
+        return look_clip(source, image, target=target, object=object, layer=layer, head=head, scale=scale)
     began = time.perf_counter()
     sample = _sample(image)
     batch = source.encode([sample])
@@ -141,14 +93,14 @@ def look(
 def _facts(
     traced: Trace, row: ReadoutRow, panels: Mapping[str, Panel], predictions: tuple[Prediction, ...], tested: Check
 ) -> Facts:
-    sinks, share = _sinks(traced, row.call)
+    sinks, share = sinks_of(traced, row.call)
     return Facts(
         card=traced.source.card,
         geometry=traced.batch.geometry[0],
         predictions=predictions,
-        evenness=_evenness(row.weights),
+        evenness=evenness(row.weights),
         outside=panels["attention"].outside,
-        rollout_evenness=_evenness(panels["rollout"].values) if "rollout" in panels else float("nan"),
+        rollout_evenness=evenness(panels["rollout"].values) if "rollout" in panels else float("nan"),
         sinks=sinks,
         sink_share=share,
         check=tested,
@@ -195,10 +147,6 @@ def _attention(traced: Trace, sample: Sample, row: ReadoutRow) -> Panel:
         ) from error
 
 
-def _object(answer: Prediction) -> str:
-    return "" if answer.object is None else f"  (object query {answer.object})"
-
-
 def _about(predictions: Sequence[Prediction], followed: BoundTarget | None) -> tuple[Prediction, ...]:
     """The answers, that about the followed object first."""
     if followed is None:
@@ -219,31 +167,3 @@ def _rollout(traced: Trace, sample: Sample, followed: BoundTarget | None) -> Pan
         return Panel.attention(sample.pixels, traced.batch.geometry[0], row, tokens, "rollout")
     except (CaptureError, ValueError):
         return None
-
-
-def _sinks(traced: Trace, call: CallKey) -> tuple[int, float]:
-    """Number of sink tokens in this layer and their share of all received attention, mean over heads."""
-    from foveate.metrics.sinks import is_sink, sink_share
-
-    with torch.no_grad():
-        received = traced.record(call).stats().received[0].mean(dim=0).double().cpu().numpy()
-    return int(np.sum(is_sink(received))), float(sink_share(received))
-
-
-def _strongest(panel: Panel) -> dict[str, Any]:
-    """Where a map is highest: centre of the cell in original pixels, and how many times uniform."""
-    values, cells = panel.visible_values
-    row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
-    y, x = cells.centres
-    lift = float(values[row, column] / panel.uniform)
-    return {"grid": list(panel.values.shape), "peak": [float(y[row]), float(x[column])], "peak_lift": lift}
-
-
-def _evenness(weights: NDArray[np.float64]) -> float:
-    """Entropy over ln K of non-negative weights, normalised to sum 1; NaN ones left out."""
-    known = weights[np.isfinite(weights)].ravel()
-    if known.size < 2 or known.sum() <= 0:
-        return float("nan")
-    share = known / known.sum()
-    positive = share[share > 0]
-    return float(-(positive * np.log(positive)).sum() / np.log(known.size))

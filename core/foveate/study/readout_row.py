@@ -63,11 +63,11 @@ def readout_row(
         f"attention of the readout row ({readout.rule}{which}), {site}, "
         f"layer {call.layer} of {layers[0]}–{layers[-1]}"
     )
-    weights, heads = _one_head(rows, head, site)
+    weights, heads = one_head(rows, head, site)
     return ReadoutRow(call, weights, labels.key, f"{words}, {heads}")
 
 
-def _one_head(rows: NDArray[np.float64], head: Head, site: str) -> tuple[NDArray[np.float64], str]:
+def one_head(rows: NDArray[np.float64], head: Head, site: str) -> tuple[NDArray[np.float64], str]:
     """Rows ``(head, key)`` as one, a head's or the mean, and the words for it."""
     if head == "mean":
         return np.asarray(rows.mean(axis=0)), f"mean of {len(rows)} heads"
