@@ -201,7 +201,8 @@ class Site:
     """One place where attention happens: one softmax space and one key grid.
 
     ``modules`` maps the path of each owning module (below the source's root module) to its true layer
-    number. ``query`` and ``key`` name token streams; two sites that share a stream share its tokens.
+    number. Where one module attends several times, ``path#0``, ``path#1`` ... are its softmaxes in order.
+    ``query`` and ``key`` name token streams; two sites that share a stream share its tokens.
     ``group`` lists further batch axes of a call besides ``sample``, in order. ``ragged`` names the axes whose
     tokens differ from call to call (tracks come and go): :class:`CallLabels` places them on one common axis.
     An ``optional`` site may not run in a forward (it needs a second frame, or a track).

@@ -38,6 +38,7 @@ from foveate_detr.detections import Detections, boxes_to_original
 from foveate_detr.loading import load_detector
 from foveate_detr.preprocess import Canvas, PaddedRecipe
 from foveate_detr.sites import find_sites
+from foveate_detr.windows import PREFIX, BackboneAttention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,12 +59,13 @@ class DetectorSource(AttentionSource):
     Options of :meth:`open`: ``architecture`` (a class of transformers), ``config`` and ``seed`` (random
     weights), ``image_size`` (resize every image to exactly (height, width)), ``canvas`` (see
     :class:`~foveate_detr.preprocess.PaddedRecipe`), ``threshold`` and ``max_objects`` (which objects
-    ``Target(object=None)`` means).
+    ``Target(object=None)`` means), ``backbone`` (True: capture attention inside the backbone, too; see
+    :mod:`foveate_detr.windows`).
     """
 
     divisor: ClassVar[int] = 1
     """Inputs have sides that are multiples of this."""
-    options: ClassVar[tuple[str, ...]] = ("image_size", "canvas", "threshold", "max_objects")
+    options: ClassVar[tuple[str, ...]] = ("image_size", "canvas", "threshold", "max_objects", "backbone")
     """What the constructor takes besides the loaded model."""
 
     def __init__(
@@ -75,6 +77,7 @@ class DetectorSource(AttentionSource):
         canvas: Canvas | Sequence[int] = "fixed",
         threshold: float = 0.5,
         max_objects: int = 20,
+        backbone: bool = False,
     ) -> None:
         self.card = loaded.card
         self._module: Any = loaded.model
@@ -82,6 +85,7 @@ class DetectorSource(AttentionSource):
         self._sites = find_sites(family.sites, loaded.model)
         self._by_id = {site.id: site for site in self._sites}
         self.ignored: Mapping[str, str] = dict(self._layout.get("ignored", {}))
+        self._inside = self._backbone_attention() if backbone else None
         self.recipe = self._recipe(loaded, image_size, canvas)
         self._own_size = self._recipe(loaded, None, canvas).size()
         self.threshold, self.max_objects = _fraction(threshold), int(max_objects)
@@ -121,7 +125,15 @@ class DetectorSource(AttentionSource):
     @property
     def sites(self) -> tuple[Site, ...]:
         """Encoder self-attention, and the queries' own and cross attention."""
-        return self._sites
+        return self._sites if self._inside is None else (*self._inside.sites, *self._sites)
+
+    def _backbone_attention(self) -> BackboneAttention:
+        found = BackboneAttention(self._module)
+        if not found.sites:
+            raise UsageError(
+                f"{self.card.id}: its backbone has no attention that is known", remedy="leave out backbone=True"
+            )
+        return found
 
     @property
     def labels(self) -> list[str]:
@@ -264,6 +276,8 @@ class DetectorSource(AttentionSource):
 
     def label(self, call: CallKey, batch: Batch, outputs: Any) -> CallLabels:
         """Cells of the feature map, and object queries."""
+        if self._inside is not None and call.site.startswith(PREFIX):
+            return self._inside.label(call, batch)
         site = self._by_id[call.site]
         return CallLabels(
             (("sample", len(batch)),),
