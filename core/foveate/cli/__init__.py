@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "plugins": "List the plugins that are installed.",
     "inspect": "Open a model and show its sites, grid, readout and targets.",
     "capture": "Record what a model attends to on images, as labelled arrays.",
+    "import": "Make a run of what an exporter recorded in another environment.",
     "metrics": "Measure the attention of a run.",
     "analyse": "Analyse a detector: its queries, layers, heads and objects, beside baselines.",
     "attribute": "Explain predictions with gradients, perturbations or attention.",
@@ -37,6 +38,7 @@ VERBS: dict[str, str] = {
     "beside": "A picture-text model beside a detector on the same images.",
     "audit": "Say which numbers of a table of attention statistics are impossible.",
     "plot": "Draw pictures from a run.",
+    "video": "Draw a clip of a run as a video: tracks, and a map on one scale.",
     "validate": "Check a run on disk.",
 }
 """Verb -> short help. The verb ``x`` is the attribute ``command`` of the module ``foveate.cli.x``."""
