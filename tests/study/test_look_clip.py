@@ -34,9 +34,8 @@ def test_the_maps_are_the_attributions(case: str) -> None:
         wanted = method.attribute(source, batch, bound).values[0]
         np.testing.assert_allclose(panels(found, kind), wanted, atol=1e-6)
     named = [name for name in found.maps if name.startswith("attention")]
-    assert named == [
-        f"attention, frame {i}" for i in batch.per_sample["frame_index"][0].tolist()[:: 4 // len(named)]
-    ]
+    read = batch.per_sample["frame_index"][0].tolist()[:: 4 // len(named)]
+    assert named == [f"attention, cell {cell}, frame {frame}" for cell, frame in enumerate(read)]
     divided = case.startswith("Times")
     assert any("only rollout compares frames" in note for note in found.caveats) == divided
     assert found.rule.keys == {"V": 32, "T": 17}[case[0]]
@@ -78,9 +77,7 @@ def test_the_command_line_takes_a_video(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert "token mean" in done.output
-    assert (
-        "(0.04 s)" in (tmp_path / "look.svg").read_text(encoding="utf-8") or (tmp_path / "look.svg").stat().st_size
-    )
+    assert (tmp_path / "look.svg").stat().st_size > 10_000
     inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "model")])
     assert "2 frame cells of 4 x 4 cells" in inspected.output
 
