@@ -95,3 +95,15 @@ def test_wrong_uses_are_usage_errors(install: Install, table: Path) -> None:
     image_model = CliRunner().invoke(main, ["motion", "any", str(table), "--source", "tiny-tests"])
     assert image_model.exit_code == 2
     assert "reads images" in image_model.stderr
+
+
+def test_a_run_brings_its_model_and_its_clips(install: Install, table: Path, tmp_path: Path) -> None:
+    install("space-time", SOURCE)
+    run, options = tmp_path / "run.zarr", ("--source", "space-time-tests", "--option", "task=colour")
+    captured = CliRunner().invoke(main, ["capture", "any", str(table), "-o", str(run), *options])
+    assert captured.exit_code == 0, captured.output
+    said = CliRunner().invoke(main, ["motion", str(run), "--json", "--draws", "2", "--no-edges"])
+    assert said.exit_code == 0, said.output
+    told, direct = json.loads(said.stdout), json.loads(motion(table, "--json", "--draws", "2", "--no-edges").stdout)
+    assert told["masks"] == {"given": COUNT}
+    assert told["scales"] == direct["scales"]
