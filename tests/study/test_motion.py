@@ -500,12 +500,12 @@ class Two(Follower):
 
 
 def test_objects_of_two_classes_are_tested_apart_and_count_as_one_video() -> None:
-    source, samples = Two(sharp(6).module), without_masks(clips("xor", 6))
+    source, samples = Two(sharp(6).module), without_masks(clips("xor", 8))
     report = run_motion(source, samples, QUICK)
-    assert report.verdict.n == 6
-    assert [one.label for one in report.clips] == ["a", "b"] * 6
+    assert report.verdict.n == 8
+    assert [one.label for one in report.clips] == ["a", "b"] * 8
     assert set(report.by_label) == {"a", "b"}
-    assert report.to_dict()["clips"] == 6
+    assert report.to_dict()["clips"] == 8
     a, b = (report.clips[i].scores["probability"] for i in (0, 1))
     assert a["both"] + b["both"] == pytest.approx(1.0, abs=1e-5)
     assert a["motion"] + b["motion"] != pytest.approx(1.0, abs=1e-3), "each object is greyed by itself"

@@ -126,6 +126,17 @@ def test_states_are_exclusive() -> None:
             assert min(abs(mean - 0.1), abs(mean + 0.1)) < 0.03
 
 
+def test_at_the_margin_each_side_errs_about_as_often_as_stated() -> None:
+    """An effect exactly at the margin, 20 videos: one-sided tests at 2.5 % may err in 5 %, not in many more."""
+    found = []
+    for seed in range(200):
+        effect = 0.1 + 0.05 * np.random.default_rng(seed).normal(size=20)
+        found.append(state(effect, np.ones(20), 0.1, Rule(resamples=400)))
+    for wrong in ("there", "absent"):
+        assert binomtest(found.count(wrong), 200, 0.05, alternative="greater").pvalue > 0.01
+    assert found.count("open") > 160
+
+
 def test_records_are_plain_and_complete() -> None:
     record = judge(drawn(MEANS["motion"], 50, 0.1, 11)).record()
     assert record["verdict"] in ANSWERS

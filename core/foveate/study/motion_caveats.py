@@ -32,7 +32,9 @@ def caveats(report: MotionReport) -> tuple[str, ...]:
 
 def _few(report: MotionReport) -> list[str]:
     n = report.verdict.n
-    return [f"{n} videos: intervals are wide, and only large effects can be told"] if n < FEW else []
+    if n >= FEW:
+        return []
+    return [f"{n} videos: only large effects can be told, and bootstrap intervals over so few are too narrow"]
 
 
 def _unit(report: MotionReport) -> list[str]:

@@ -52,8 +52,12 @@ ANSWERS: tuple[Answer, ...] = (
     "inconclusive",
 )
 State = Literal["there", "absent", "negative", "open"]
-FEWEST = 5
-"""Videos below which there is no verdict: a bootstrap over fewer has hardly any different draws."""
+FEWEST = 8
+"""Videos below which there is no verdict, because bootstrap intervals over so few are too narrow.
+
+Measured on normal and two-point scores whose effect is exactly at the margin: a one-sided test at 2.5 % errs in up
+to 18 % of draws of 5 videos, 8 % of 8, 6 % of 10, 5 % of 20 and 3 % of 50.
+"""
 
 
 @dataclass(frozen=True)
