@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from clip_fakes import SITE, ClipSource
+from daq_models import tiny
 from foveate.capture.engine import capture_batch
 from foveate.cli import main
 from foveate.data.labels import same_tokens
@@ -26,11 +27,13 @@ from foveate.data.sampling import Sampling
 from foveate.data.validate import validate
 from foveate.errors import SampleError, StoreError, UsageError
 from foveate.geometry import CellGrid
-from foveate.interfaces import Target
+from foveate.interfaces import ModelCard, Target
 from foveate.study import capture_job
 from foveate.study.capture import estimate_capture, run_capture
 from foveate.study.plan import build_plan
 from foveate.study.tracks import drawn
+from foveate_dvis.daq_opening import OpenedDaq
+from foveate_dvis.daq_source import DaqSource
 from stream_fakes import READ, SELF, MemorySource, swimming
 from video_files import LOSSLESS, numbered, write_video
 
@@ -204,6 +207,43 @@ def test_blocks_of_frames_equal_whole_clips(tmp_path, fish, block):
     assert run.attrs["frame_block"] == (block if block < 10 else None)
     assert validate(run.path, deep=True) == []
     assert len(Ledger(run.path).blocks()) == (sum(-(-n // block) for n in (7, 10, 3)) if block < 10 else 0)
+
+
+def daq() -> DaqSource:
+    return DaqSource(
+        OpenedDaq(tiny("online", local=False), ModelCard("tiny-daq", "tiny", "tests")), shortest_edge=0
+    )
+
+
+def test_blocks_of_dvis_daq_equal_whole_clips(tmp_path):
+    """A true tracker: tracks come and go, the gate does not run in the first frame, and slots are renormalised."""
+    folder = save(tmp_path / "in", a=swimming(7, size=48))
+    source = DaqSource(
+        OpenedDaq(tiny("online", local=False), ModelCard("tiny-daq", "tiny", "tests")), shortest_edge=0
+    )
+    plan = build_plan(source, rows="all", reductions=("entropy", "received", "topk"), dtype="float32")
+    for block in (0, 5):
+        report = run_capture(source, folder, tmp_path / f"{block}.zarr", plan=plan, block=block)
+        assert report.failed == {}
+        assert validate(report.path, deep=True) == []
+    # It reads two frames at a time, and so do blocks.
+    assert Run.open(tmp_path / "5.zarr").attrs["frame_block"] == 4
+    assert_same_run(tmp_path / "0.zarr", tmp_path / "5.zarr")
+    run = Run.open(tmp_path / "5.zarr")
+    assert (run.site("tracker.slot")["attention"].values[0, 0] == 0).all()
+    assert np.isnan(run.site("tracker.slot")["entropy"].values[0, 0]).all()
+    assert len({name for name in run.tokens("tracker.cross", "token", 0).label if name}) >= 2
+
+
+def test_a_row_that_depends_on_the_answer_says_so_in_blocks(tmp_path):
+    folder = save(tmp_path / "in", a=swimming(6, size=48))
+    source = DaqSource(
+        OpenedDaq(tiny("online", local=False), ModelCard("tiny-daq", "tiny", "tests")), shortest_edge=0
+    )
+    plan = build_plan(source, sites=["tracker.cross"])
+    run = Run.open(run_capture(source, folder, tmp_path / "r.zarr", plan=plan, block=4).path)
+    assert "in each block of 4 frames, by the answer so far" in run.site("tracker.cross").attrs["rows"]
+    assert validate(run.path) == []
 
 
 def test_tracks_lie_on_a_canvas_with_boxes(tmp_path, fish):

@@ -86,7 +86,7 @@ def sampling(options: dict[str, Any]) -> Sampling:
 @click.option("--batch-size", type=int, help="Samples a forward pass.  [default: 8 images, 1 clip]")
 @click.option(
     "--block",
-    default=16,
+    default=64,
     show_default=True,
     metavar="N",
     help="Frames that a model which carries its memory reads at a time; 0: whole clips.",

@@ -37,8 +37,8 @@ def is_broken(
     finite = np.isfinite(values)
     if finite.all():
         return False
-    rows = "head" in dims and not {"query", "key"} <= set(dims)
-    entries = ENTRIES if comes_and_goes and rows else ()
+    pairs = {"query", "key"} <= set(dims) or {"token", "key"} <= set(dims)
+    entries = ENTRIES if comes_and_goes and not pairs else ()
     if np.isinf(values).any() or not (finite.any() or padded or entries):
         return True
     across = tuple(i for i, dim in enumerate(dims) if dim not in group and dim not in entries)

@@ -22,6 +22,7 @@ from foveate.data.records import OK
 from foveate.data.schema import STATUS
 from foveate.data.store import read_attrs
 from foveate.errors import StoreError
+from foveate.interfaces import TOKEN_KINDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -209,7 +210,7 @@ def _check(root: zarr.Group, path: str, block: NDArray[Any], ok: NDArray[np.bool
         return
     group = root[f"sites/{site}"]
     keys = group["key_kind"].shape[-1]  # type: ignore[index,union-attr]
-    told = {**group.attrs, "keys": keys}
+    told = {**group.attrs, "keys": keys, "shared_out": name == "attention" and _is_shared_out(group)}
     if block.dtype.kind == "f":
         dims = _dims(root[path])[1:]  # type: ignore[arg-type]
         broken = [not _gaps_only(sample, dims, told) for sample in good]
@@ -224,6 +225,12 @@ def _check(root: zarr.Group, path: str, block: NDArray[Any], ok: NDArray[np.bool
         yield from check(good, told)
 
 
+def _is_shared_out(group: Any) -> bool:
+    """Whether the kept row is a mean over frames or tracks, too: each of their rows then sums to its share."""
+    grouped, readout = bool(group.attrs.get("group")), TOKEN_KINDS.index("readout")
+    return grouped and "query_kind" in group and bool((group["query_kind"][:] == readout).all())
+
+
 def _gaps_only(sample: NDArray[Any], dims: Sequence[str], site: Mapping[str, Any]) -> bool:
     """Whether what is not finite are frames, tracks or tokens that do not exist."""
     group, ragged = tuple(site.get("group", ())), bool(site.get("comes_and_goes"))
@@ -234,7 +241,10 @@ def _gaps_only(sample: NDArray[Any], dims: Sequence[str], site: Mapping[str, Any
 
 
 def _check_rows(rows: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Attention lies in [0, 1]; complete rows sum to one, or to zero where every key was masked."""
+    """Attention lies in [0, 1]; complete rows sum to one, or to zero where every key was masked.
+
+    Rows that share one readout between frames or tracks sum to at most one.
+    """
     tolerance = ROW_SUM_TOLERANCE[rows.dtype.name]
     known = rows[np.isfinite(rows).all(-1)]
     if not known.size:
@@ -243,7 +253,8 @@ def _check_rows(rows: NDArray[Any], site: Mapping[str, Any]) -> Iterator[tuple[s
         yield "range", f"weights from {known.min():g} to {known.max():g}, expected 0 to 1"
     if site.get("form") == "dense" and site.get("normalised_over") == "key":
         sums = known.astype(np.float64).sum(-1)
-        off = np.where(sums == 0, 0.0, np.abs(sums - 1))
+        part = bool(site.get("shared_out"))
+        off = np.maximum(sums - 1, 0.0) if part else np.where(sums == 0, 0.0, np.abs(sums - 1))
         if off.max() > tolerance:
             yield "sum", f"rows sum to 1 only within {off.max():.2g} (tolerance {tolerance:g})"
 

@@ -51,17 +51,11 @@ class Tape:
     frame_index: list[int] = field(default_factory=list)
     frame_cells: list[int] = field(default_factory=list)
     answers: list[Prediction] = field(default_factory=list)
-    tracks: dict[str, Prediction] = field(default_factory=dict)
+    """The last block's: by contract they are those of the clip so far."""
     late: dict[str, None] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     geometry: Any = None
     target: tuple[str, float] = ("", float("nan"))
-
-    def final(self) -> list[Prediction]:
-        """The last block's answers, and tracks that it no longer names, best first."""
-        named = {p.track for p in self.answers}
-        lost = [p for name, p in self.tracks.items() if name not in named]
-        return sorted([*self.answers, *lost], key=lambda p: -p.score) if lost else self.answers
 
 
 class BlockCapture:
@@ -170,7 +164,6 @@ class BlockCapture:
         tape.lengths.append(len(index))
         tape.geometry = batch.geometry[0]
         tape.answers = [replace(p, mask=None) for p in predictions]
-        tape.tracks |= {p.track: p for p in tape.answers if p.track is not None}
         if sum(tape.lengths) == tape.clip.frames:
             tape.target = self.worker.targets(captured.outputs, batch).get(0, tape.target)
         if self.worker.tracks is not None:
@@ -186,14 +179,13 @@ class BlockCapture:
         notes = list(clip.source.notes)
         if tape.late:
             notes.append(f"not kept, since they first ran after the run was laid out: {', '.join(tape.late)}")
-        answers = tape.final()
         return SampleRecord(
             OK,
             notes="; ".join(notes),
             sha256=clip.sha256,
             geometry=tape.geometry,
-            predictions=tuple(answers[: worker.top]),
-            correct=judge(answers, clip.columns.get("label")),
+            predictions=tuple(tape.answers[: worker.top]),
+            correct=judge(tape.answers, clip.columns.get("label")),
             target_label=tape.target[0],
             target_score=tape.target[1],
             clip=ClipRecord.of(clip.times, clip.frames, tape.frame_index, tape.frame_cells),

@@ -17,9 +17,10 @@ from foveate.errors import SampleError, UsageError
 from foveate.interfaces import AttentionSource, CapturePlan, Target
 from foveate.study.capture_batches import BatchCapture, SampleResult, about_all_samples, failed
 from foveate.study.capture_blocks import BlockCapture
+from foveate.study.frames import SiteFrame
 from foveate.study.tracks import GROUP
 
-BLOCK = 16
+BLOCK = 64
 """Frames of a clip that a model which carries its memory reads at a time."""
 BATCH_SIZE = {"image": 8, "clip": 1}
 """Samples of a forward pass."""
@@ -148,10 +149,16 @@ class CaptureJob:
         """Attributes and coordinates of every group that holds arrays."""
         ids, tracks = self.manifest.ids, self.worker.tracks
         groups: dict[str, tuple[Mapping[str, Any], Mapping[str, Coordinate], Sequence[str]]] = {
-            f"sites/{site}": (frame.attrs, frame.coordinates(ids), tuple(frame.token_columns()))
+            f"sites/{site}": (self._told(frame), frame.coordinates(ids), tuple(frame.token_columns()))
             for site, frame in self.worker.frames.items()
         }
         return groups if tracks is None else {**groups, GROUP: (tracks.attrs, tracks.coordinates(ids), ())}
+
+    def _told(self, frame: SiteFrame) -> dict[str, Any]:
+        """A site's attributes. A row that depends on the answer is, block by block, that of the answer so far."""
+        weighted = self.block is not None and frame.query_index == (-1,)
+        rule = f"{frame.rule}: in each block of {self.block} frames, by the answer so far"
+        return {**frame.attrs, **({"rows": rule} if weighted else {})}
 
     def tables(self, records: Mapping[int, SampleRecord]) -> dict[str, Any]:
         """The samples and predictions groups."""

@@ -118,8 +118,12 @@ class SiteFrame:
         return -1 if array.dtype.kind == "i" else 0
 
     def check(self, capture: SiteCapture) -> None:
-        """Raise SampleError where the constant axes of a capture are not those of the run."""
+        """Raise SampleError where the constant axes or the arrays of a capture are not those of the run."""
         _check_tokens(self, framed(capture, self.site, {}))
+        if set(capture.arrays) != set(self.shapes):
+            raise SampleError(
+                f"site {self.site.id}: arrays {sorted(capture.arrays)}, the run has {sorted(self.shapes)}"
+            )
 
     def fit(self, capture: SiteCapture) -> dict[str, NDArray[Any]]:
         """One batch's arrays ``(sample, ...)`` by path, padded to this frame, with its token tables.
@@ -157,7 +161,7 @@ def first_frame(
     streams = {"token": site.query, "key": site.key}
     capacity = {axis: bounds[name] for axis, name in streams.items() if name in bounds}
     for axis in (axis for name in site.ragged for axis in RAGGED_AXES[name]):
-        capacity.setdefault(axis, len(getattr(capture, axis)))
+        capacity.setdefault(axis, _room(getattr(capture, axis), frames))
     if "token" in capacity:
         # Kept rows of a ragged stream (objects, tracks) are labelled for each sample, however many they are.
         every = capture.rule == "all" or (by_blocks and capture.query_index != (-1,))
@@ -166,6 +170,12 @@ def first_frame(
     if stored is not None:
         capacity |= {axis: stored[axis] for axis in (*capacity, *site.group) if axis in stored}
     return framed(capture, site, capacity)
+
+
+def _room(tokens: TokenAxis, frames: tuple[int, int] | None) -> int:
+    """For tokens of which the source states no bound: as many as there are, or as there may be frames."""
+    by_frame = frames is not None and len(tokens) == frames[0] == len(tokens.where("frame"))
+    return max(frames) if frames is not None and by_frame else len(tokens)
 
 
 def _group_capacity(
