@@ -22,6 +22,12 @@ def foveate_sources() -> list[SourceSpec]:
             remedy=_REMEDY,
         ),
         SourceSpec(
+            name="recording",
+            target="foveate_dvis.recording_source:RecordingSource",
+            summary="what the exporter recorded of a model in another environment (DVIS-DAQ, detectron2, any other)",
+            capabilities=frozenset({"spatial", "temporal", "objects"}),
+        ),
+        SourceSpec(
             name="swimmer",
             target="foveate_dvis.swimmer:SwimmerSource",
             summary="foveate's own small video instance segmenter: joint space-time attention, one query a track",

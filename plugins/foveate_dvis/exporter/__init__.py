@@ -1,0 +1,1 @@
+"""One file that a user copies into an old environment; see docs/video.md."""
