@@ -104,6 +104,22 @@ def test_a_run_brings_its_model_and_its_clips(install: Install, table: Path, tmp
     assert captured.exit_code == 0, captured.output
     said = CliRunner().invoke(main, ["motion", str(run), "--json", "--draws", "2", "--no-edges"])
     assert said.exit_code == 0, said.output
-    told, direct = json.loads(said.stdout), json.loads(motion(table, "--json", "--draws", "2", "--no-edges").stdout)
+    told, direct = (
+        json.loads(said.stdout),
+        json.loads(motion(table, "--json", "--draws", "2", "--no-edges").stdout),
+    )
     assert told["masks"] == {"given": COUNT}
     assert told["scales"] == direct["scales"]
+
+
+def test_the_figure_says_what_was_found(install: Install, table: Path, tmp_path: Path) -> None:
+    install("space-time", SOURCE)
+    picture = tmp_path / "cues.png"
+    said = motion(table, "--json", "--no-edges", "--draws", "1", "--figure", picture)
+    assert said.exit_code == 0, said.stderr
+    with Image.open(picture) as image:
+        words = str(image.text["Description"])
+    told = json.loads(said.stdout)
+    assert told["model"] in words
+    assert "margin 0.1" in words
+    assert "appearance neutral" in words

@@ -37,6 +37,7 @@ CLIPS_PER_DRAW = 6
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file of the whole result."
 )
+@click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="PNG, SVG or PDF of the effects.")
 @click.option(
     "--appearance",
     default="neutral",
@@ -69,6 +70,7 @@ def command(
     model: str,
     clips: tuple[Path, ...],
     out: Path | None,
+    figure: Path | None,
     at_most: int | None,
     dry_run: bool,
     as_json: bool,
@@ -94,6 +96,10 @@ def command(
     report = run_motion(source, subjects, settings, rule, at_most=at_most, progress=progress)
     if out is not None:
         _write(report, out)
+    if figure is not None:
+        from foveate.study.motion_figure import draw_motion
+
+        say(f"wrote {draw_motion(report, figure)}")
     if as_json:
         emit(report.to_dict())
     else:

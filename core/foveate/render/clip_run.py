@@ -92,7 +92,7 @@ def attention_over_time(
 
     Raises UsageError where no site keeps rows over patches, or the track's row was not kept.
     """
-    name, dataset = _site(run, site)
+    name, dataset = site_of(run, site)
     at = pick.layer_index(dataset, layer)
     row, words = _row_of(run, dataset, name, position, track, query)
     picked = dataset["attention"].isel(sample=position, layer=at, query=row)
@@ -169,7 +169,7 @@ def _frames_words(run: Run, position: int) -> str:
     return "" if there <= read else f" · {read} of {there} frames: those that the model read"
 
 
-def _site(run: Run, site: str | None) -> tuple[str, xr.Dataset]:
+def site_of(run: Run, site: str | None) -> tuple[str, xr.Dataset]:
     """A site by name, or the first that keeps rows over patches; cross-attention before self-attention."""
     if site is not None:
         return pick.site_of(run, site)
