@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,3 +155,50 @@ def test_a_rate_that_is_none(fps: float) -> None:
 def test_unknown_times_are_told() -> None:
     rate, index, note = constant_rate([np.nan, np.nan])
     assert (rate, index.tolist(), note) == (10.0, [0, 1], "times unknown: 10 frames a second")
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAGE = """<body><script>
+const video = document.createElement("video");
+video.muted = true;
+const told = [];
+function sample() {
+  const canvas = document.createElement("canvas");
+  canvas.width = video.videoWidth; canvas.height = video.videoHeight;
+  const pen = canvas.getContext("2d");
+  pen.drawImage(video, 0, 0);
+  return [...pen.getImageData(9, 9, 1, 1).data].slice(0, 3);
+}
+async function look() {
+  for (const time of TIMES) {
+    await new Promise(done => { video.onseeked = done; video.currentTime = time; });
+    told.push(sample());
+  }
+  document.title = JSON.stringify(
+    {width: video.videoWidth, height: video.videoHeight, duration: video.duration, pixels: told});
+}
+video.onloadeddata = look;
+video.onerror = () => { document.title = JSON.stringify({error: video.error.message}); };
+video.src = "data:video/mp4;base64,DATA";
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: nothing to play the video in")
+def test_a_browser_plays_it_with_the_colours_that_were_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    path = write_video(plain(), tmp_path / "out.mp4", fps=8).path
+    times = [(k + 0.5) / 8 for k in range(5)]
+    page = PAGE.replace("TIMES", json.dumps(times)).replace("DATA", base64.b64encode(path.read_bytes()).decode())
+    (tmp_path / "page.html").write_text(page)
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000",
+        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "page.html").as_uri(),
+    ]  # fmt: skip
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    found = re.search(r"<title>(.*?)</title>", seen.stdout)
+    assert found, seen.stderr[-2000:]
+    told = json.loads(html.unescape(found.group(1)))
+    assert "error" not in told, told
+    assert (told["width"], told["height"]) == (64, 48)
+    assert told["duration"] == pytest.approx(5 / 8, abs=0.05)
+    np.testing.assert_allclose(told["pixels"], COLOURS, atol=12)
