@@ -162,3 +162,18 @@ def test_a_written_data_set_reads_back_as_clips(tmp_path):
         assert [one["label"] for one in tracks] == [CLASSES[k] for k in drawn.classes]
         assert [TOLD_BY[one["label"]] for one in tracks] == [one["told_by"] for one in tracks]
         assert sample.columns["label"] in {one["label"] for one in tracks}
+
+
+def test_a_balanced_choice_holds_every_class_as_often(tmp_path):
+    chosen = swimming.balanced(2, seed=SEED, start=5)
+    assert chosen == sorted(set(chosen))
+    assert chosen[0] >= 5
+    kinds = [int(clip(index, seed=SEED, shapes=1).classes[0]) for index in chosen]
+    assert np.bincount(kinds).tolist() == [2] * len(CLASSES)
+    passed_over = set(range(5, chosen[-1])) - set(chosen)
+    for index in passed_over:  # only clips of classes that were already full
+        kind = int(clip(index, seed=SEED, shapes=1).classes[0])
+        assert sum(k == kind for i, k in zip(chosen, kinds, strict=True) if i < index) == 2
+    manifest = Manifest.discover([swimming.write_dataset(tmp_path, chosen, seed=SEED, shapes=1)], media="clip")
+    assert len(manifest.ids) == 12
+    assert np.array_equal(manifest.load(3).pixels, clip(chosen[3], seed=SEED, shapes=1).frames)

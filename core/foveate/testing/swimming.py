@@ -29,7 +29,7 @@ import numpy as np
 from foveate.temporal.cues import freeze, neutral, reorder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -151,9 +151,23 @@ def clips(
     return [clip(index, seed=seed, withhold=withhold, shapes=shapes) for index in range(start, start + count)]
 
 
-def write_dataset(folder: Path | str, count: int, *, seed: int, shapes: int | None = None) -> Path:
+def balanced(per_class: int, *, seed: int, start: int = 0) -> list[int]:
+    """Indices of clips of one shape, ascending from ``start``, that hold every class ``per_class`` times."""
+    wanted = dict.fromkeys(range(len(CLASSES)), per_class)
+    found, index = [], start
+    while any(wanted.values()):
+        kind = int(clip(index, seed=seed, shapes=1).classes[0])
+        if wanted[kind]:
+            wanted[kind] -= 1
+            found.append(index)
+        index += 1
+    return found
+
+
+def write_dataset(folder: Path | str, clips: int | Sequence[int], *, seed: int, shapes: int | None = None) -> Path:
     """Write clips, masks, ``manifest.csv`` and ``tracks.json`` to ``folder``; returns the manifest's path.
 
+    ``clips`` is how many of the stream, or their indices.
     A clip is a folder of PNG frames: nothing is lost by video compression. ``manifest.csv`` has the columns path,
     label (of the largest shape), mask (a folder with one mask a frame, all shapes together), fps, told_by and
     shapes (how many). ``tracks.json`` maps each path to its shapes: label, look, motion, told_by and mask. Files
@@ -161,7 +175,8 @@ def write_dataset(folder: Path | str, count: int, *, seed: int, shapes: int | No
     """
     root = Path(folder)
     rows, truth = [], {}
-    for index, drawn in enumerate(clips(count, seed=seed, shapes=shapes)):
+    for index in range(clips) if isinstance(clips, int) else clips:
+        drawn = clip(index, seed=seed, shapes=shapes)
         frames, union = f"clips/{index:05d}", f"masks/{index:05d}"
         _write_frames(root / frames, drawn.frames)
         _write_frames(root / union, drawn.masks.any(0).astype(np.uint8) * 255)
