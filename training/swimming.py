@@ -40,8 +40,8 @@ HELD_OUT = 500
 VALIDATION = 100
 BATCH = 16
 LOG_EVERY = 100
-STEPS = 2000
-RATE, FLOOR, WARM_UP = 1e-3, 0.02, 200
+STEPS = 1400
+RATE, FLOOR, WARM_UP = 1e-3, 0.02, 100
 NOTHING = 0.2
 """Weight of "no object" in the class loss (DETR takes 0.1 for 100 queries)."""
 WITHHELD: tuple[tuple[float, tuple[str, ...]], ...] = (

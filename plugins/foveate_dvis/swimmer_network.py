@@ -126,8 +126,9 @@ class Swimmer(nn.Module):
         self.config, width = config, config.width
         self.fine = nn.Sequential(_conv(3, 32, 2), _conv(32, 32, 1))
         self.coarse = nn.Sequential(_conv(32, width, 2), nn.Conv2d(width, width, 1))
-        self.space = nn.Parameter(0.1 * torch.randn(1, 1, config.cells**2, width))
-        self.time = nn.Parameter(0.1 * torch.randn(1, config.frames, 1, width))
+        self.cell_norm = nn.LayerNorm(width)
+        space, time = _places(config.frames, config.cells, width)
+        self.space, self.time = nn.Parameter(space), nn.Parameter(time)
         self.encoder = nn.ModuleList(EncoderLayer(width, config.heads) for _ in range(config.encoder_layers))
         self.memory_norm = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(DecoderLayer(width, config.heads) for _ in range(config.decoder_layers))
@@ -145,7 +146,7 @@ class Swimmer(nn.Module):
         fine = self.fine(clips.flatten(0, 1))
         coarse = self.coarse(fine)
         cells = coarse.flatten(2).transpose(1, 2).unflatten(0, (samples, frames))
-        cells = (cells + self.space + self.time).flatten(1, 2)
+        cells = (self.cell_norm(cells) + self.space + self.time).flatten(1, 2)
         for layer in self.encoder:
             cells = layer(cells)
         memory = self.memory_norm(cells)
@@ -169,6 +170,27 @@ class Swimmer(nn.Module):
         x = self.answer_norm(queries)
         masks = torch.einsum("bqc,btcyx->bqtyx", self.mask_query(x), pixels) / self.config.width**0.5
         return self.classifier(x), masks
+
+
+def _places(frames: int, cells: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where training of the codes of place starts: ``(1, 1, cell, width)`` and ``(1, frame, 1, width)``.
+
+    Sines and cosines of y, of x and of time, each in channels of its own, from half a wave to four over the clip:
+    near places have like codes, so that what is learned in one cell holds in the next.
+    """
+    each = width // 6 * 2
+    y, x = (_waves(cells, each).repeat_interleave(cells, 0), _waves(cells, each).repeat(cells, 1))
+    space = torch.cat([y, x, torch.zeros(cells**2, width - 2 * each)], 1)
+    time = torch.cat([torch.zeros(frames, 2 * each), _waves(frames, width - 2 * each)], 1)
+    return space[None, None], time[None, :, None]
+
+
+def _waves(count: int, channels: int) -> Tensor:
+    """``(place, channel)``: sines, then cosines, of places between 0 and 1."""
+    place = (torch.arange(count) + 0.5) / count
+    wave = torch.pi * 8 ** torch.linspace(0, 1, channels // 2)
+    angle = place[:, None] * wave
+    return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 def _conv(channels: int, width: int, stride: int) -> nn.Sequential:

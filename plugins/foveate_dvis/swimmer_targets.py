@@ -80,6 +80,8 @@ def match(found: Tracks, bound: BoundTarget) -> Matched:
     shared, union = ((x).sum((2, 3, 4)).float() for x in (own & frozen, own | frozen))
     overlap = shared / union.clamp_min(1)
     near = overlap >= MATCH_IOU
-    agreement = overlap * found.probabilities.detach()[sample, :, [int(row.class_index or 0) for row in bound.rows]]
+    agreement = (
+        overlap * found.probabilities.detach()[sample, :, [int(row.class_index or 0) for row in bound.rows]]
+    )
     query = torch.where(near, agreement, -1.0).argmax(-1)
     return Matched(query, near.any(-1), overlap.gather(1, query[:, None])[:, 0])

@@ -130,7 +130,7 @@ def clip(index: int, *, seed: int, withhold: Collection[Cue] = (), shapes: int |
     seen += NOISE * rng.standard_normal(seen.shape, np.float32)
     frames = np.round(np.clip(seen, 0.0, 1.0) * 255).astype(np.uint8)
     if "look" in withhold:
-        frames = neutral(frames, masks.any(0))
+        frames = neutral(frames, np.any(masks, axis=0))
     if "motion" in withhold:
         order = freeze(FRAMES, still)
         frames, masks = reorder(frames, order), masks[:, order]
@@ -179,7 +179,7 @@ def write_dataset(folder: Path | str, clips: int | Sequence[int], *, seed: int, 
         drawn = clip(index, seed=seed, shapes=shapes)
         frames, union = f"clips/{index:05d}", f"masks/{index:05d}"
         _write_frames(root / frames, drawn.frames)
-        _write_frames(root / union, drawn.masks.any(0).astype(np.uint8) * 255)
+        _write_frames(root / union, np.where(np.any(drawn.masks, axis=0), np.uint8(255), np.uint8(0)))
         tracks = [_describe(root, f"masks/{index:05d}_{number}", drawn, number) for number in range(len(drawn))]
         largest = tracks[int(drawn.masks.sum((1, 2, 3)).argmax())]
         rows.append((frames, largest["label"], union, RATE, largest["told_by"], len(drawn)))
@@ -276,12 +276,14 @@ def _paint(
 def _light(look: str, v: NDArray[np.float32], u: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Where a texture has its light tone; about half of the shape, and the same for u and -u."""
     if look == "striped":
-        return np.sin(2.5 * np.pi * v) > 0
-    if look == "spotted":
-        return np.cos(2.2 * np.pi * u) * np.cos(2.2 * np.pi * v) > 0.0
-    if look == "ringed":
-        return np.abs(np.sqrt(u * u + v * v) - 0.5) > 0.25
-    return v < 0
+        tone = np.sin(2.5 * np.pi * v)
+    elif look == "spotted":
+        tone = np.cos(2.2 * np.pi * u) * np.cos(2.2 * np.pi * v)
+    elif look == "ringed":
+        tone = np.abs(np.hypot(u, v) - 0.5) - 0.25
+    else:
+        tone = -v
+    return np.asarray(tone > 0)
 
 
 def _places(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
