@@ -258,6 +258,24 @@ def test_rollout_of_two_clips_equals_each():
         assert torch.allclose(together[i], rollout(trace(opened, opened.encode([sample])))[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_rollout_map_lies_on_the_cells_of_every_frame(mode):
+    from foveate.attribution.attention import Rollout
+
+    opened = source(mode)
+    batch = opened.encode(clips())
+    outputs = opened.forward(batch)
+    bound = opened.bind(outputs, batch, Target())
+    made = Rollout().attribute(opened, opened.hold(batch, outputs), bound)
+    values = rollout(trace(opened, batch), bound)
+    assert made.values.shape == (len(bound), 6, 4, 8)
+    levels = values.reshape(len(bound), 6, -1)
+    finest = levels[..., 2 + 8 :].reshape(len(bound), 6, 4, 8).numpy()
+    coarse = np.repeat(np.repeat(levels[..., :2].reshape(-1, 6, 1, 2).numpy(), 4, 2), 4, 3) / 16
+    middle = np.repeat(np.repeat(levels[..., 2:10].reshape(-1, 6, 2, 4).numpy(), 2, 2), 2, 3) / 4
+    assert np.allclose(made.values, finest + middle + coarse, atol=1e-6)
+
+
 def test_rollout_stops_at_the_temporal_convolution():
     opened = source("offline", local=True)
     t = trace(opened, opened.encode(clips()))
