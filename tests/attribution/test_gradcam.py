@@ -181,3 +181,21 @@ def test_what_it_refuses():
     source.score = lambda outputs, batch, bound: batch.inputs.mean((1, 2, 3))
     with pytest.raises(CaptureError, match="does not depend"):
         GradCam().attribute(source, batch, bound)
+
+
+def test_where_key_and_value_differ_the_value_is_what_entered():
+    """The gradient at keys (value plus positions) sums to 0 over tokens: softmax ignores what all keys share."""
+    from foveate.attribution.gradcam import _entering
+    from foveate.interfaces import CallKey
+
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(1, 5, 8, generator=generator).requires_grad_()
+    key = value + torch.randn(1, 5, 8, generator=generator)
+    query = torch.randn(1, 3, 8, generator=generator)
+    entries = {("cross", 0): [(attention, {"query": query, "key": key, "value": value})]}
+    assert _entering(entries, CallKey("cross", 0), 1, 5) is value
+    score = attention(query, key, value)[0].square().sum()
+    at_key, at_value = torch.autograd.grad(score, (key, value))
+    assert at_key.sum(1).abs().max() < 1e-4 * at_key.abs().max() + 1e-6
+    assert at_value.sum(1).abs().max() > 1e-2

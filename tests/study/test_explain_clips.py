@@ -381,3 +381,50 @@ def test_the_command_line_scores_tubes_and_frames(run, source, monkeypatch, tmp_
     assert {one["method"] for one in json.loads(made.stdout)["methods"]} == {"motion", "one_frame"}
     cost = estimate_faithfulness(run, source=source, settings=scoring("frames"))
     assert cost.samples == 4
+
+
+def test_a_clip_without_a_track_has_no_map_and_is_no_error(tmp_path):
+    source = TrackSource()
+    samples = clips(3, frames=8, seed=4)
+    samples[1].pixels[:] = 40  # nothing swims here
+    run = make(tmp_path, source, samples, methods=("saliency_abs",))
+    product = run.product("attributions/saliency_abs")
+    assert product["map"].shape == (3, 1, 2, 4, 4)
+    assert np.isnan(product["map"].values[1]).all()
+    assert product["target_track"].values[:, 0].tolist() == ["t0", "", "t2"]
+    board = run_faithfulness(run, source=source, settings=scoring("frames")).board
+    assert board.n == 2
+    assert np.isnan(run.product("faithfulness/frames/curves")["curve"].values[1]).all()
+
+
+def test_a_clip_of_one_frame_is_scored(tmp_path):
+    source = ClipSource(frames=1, tubelet=1, seed=3)
+    run = make(tmp_path, source, clips(2, frames=1), methods=("readout", "motion"))
+    assert (run.product("attributions/motion")["map"].values == 0).all()
+    for kind in ("cells", "tubes", "frames"):
+        report = run_faithfulness(run, source=source, settings=scoring(kind))
+        assert report.board.n == 2
+    assert run.product("faithfulness/frames/curves").sizes["step"] == 2
+    one, three = (run.product(f"faithfulness/{name}curves")["curve"] for name in ("", "tubes/"))
+    np.testing.assert_allclose(one.values, three.values, atol=1e-6)  # of one frame, tubes are cells
+
+
+def test_default_leaves_out_what_a_model_of_clips_does_not_allow(run, source, monkeypatch):
+    from foveate.attribution.attention import Rollout
+    from foveate.errors import CaptureError
+
+    def refuse(self, trace, bound):
+        raise CaptureError("rollout: an opaque step")
+
+    monkeypatch.setattr(Rollout, "tokens", refuse)
+    names = {one.method for one in plan_run(run, ["default"], source=source)}
+    assert "rollout" not in names
+    assert {"readout", "legrad", "gradcam", "ig"} <= names
+    import foveate.study.attribute_plan as plan
+
+    monkeypatch.setattr(plan, "DEFAULT_METHODS", ("rollout", "legrad"))
+    report = attribute_run(run, ["default"], source=source)
+    assert [one.method for one in report.methods] == ["legrad"]
+    assert report.left_out == {"rollout": "rollout: an opaque step"}
+    with pytest.raises(CaptureError, match="opaque"):
+        attribute_run(run, ["default", "rollout"], source=source)

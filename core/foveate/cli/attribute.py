@@ -145,7 +145,8 @@ class _progress:  # noqa: N801  # used as a context manager only
 
 def _show(run: Path, reports: list[MethodReport], report: AttributionReport, as_json: bool) -> None:
     if as_json:
-        emit({"run": str(run), "methods": [_record(r) for r in reports], "failed": dict(report.failed)})
+        named = {"failed": dict(report.failed), "left_out": dict(report.left_out)}
+        emit({"run": str(run), "methods": [_record(r) for r in reports], **named})
         return
     rows = [
         (
@@ -160,6 +161,8 @@ def _show(run: Path, reports: list[MethodReport], report: AttributionReport, as_
     click.echo(table(rows, ("method", "maps", "evaluations/patch", "seed Spearman", "maps converged")))
     for sample, reason in report.failed.items():
         say(f"failed: {sample}: {reason}")
+    for method, reason in report.left_out.items():
+        say(f"left out of default: {reason}" if reason.startswith(method) else f"left out: {method}: {reason}")
     if any(not r.converged for r in reports):
         say(
             "not converged: kept out of rankings; more steps, samples or evaluations a patch may help "

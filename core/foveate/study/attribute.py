@@ -28,6 +28,7 @@ from foveate.study.attribute_plan import (
     build_methods,
     estimate,
     explain_all,
+    fitting,
     with_rows,
 )
 from foveate.study.attribute_store import PREFIX, Slots, blocks, diagnostics, empty_blocks, open_writer, provenance
@@ -64,10 +65,14 @@ class MethodReport:
 
 @dataclass(frozen=True)
 class AttributionReport:
-    """All methods of one job; ``failed`` maps the samples that could not be explained to the reason."""
+    """All methods of one job; ``failed`` maps the samples that could not be explained to the reason.
+
+    ``left_out`` are the methods of ``default`` that this model of clips does not allow, with the reason.
+    """
 
     methods: tuple[MethodReport, ...]
     failed: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ def attribute_run(
     built = build_methods(methods, options)
     source = source if source is not None else run.open_source()
     first = _first_objective(run, source, settings)
+    built, left_out = fitting(built, methods, first)
     rows, objects = first.rows(grad=True), of_objects(first.bound)
     room = settings.max_targets or max(_targets(run, source, settings, first))
     job = _Job(run, source, {m.name: m for m in with_rows(built, rows)}, settings, rows, room, objects)
@@ -115,7 +121,7 @@ def attribute_run(
             _explain_batch(job, writers, waiting[start : start + settings.batch_size], failed)
             if progress is not None:
                 progress(min(start + settings.batch_size, waiting.size), waiting.size)
-    return AttributionReport(tuple(report(run, name) for name in job.methods), failed)
+    return AttributionReport(tuple(report(run, name) for name in job.methods), failed, left_out)
 
 
 def plan_run(
@@ -130,7 +136,7 @@ def plan_run(
     built = build_methods(methods, options)
     source = source if source is not None else run.open_source()
     first = _first_objective(run, source, settings)
-    built = with_rows(built, first.rows(grad=True))
+    built = with_rows(fitting(built, methods, first)[0], first.rows(grad=True))
     return estimate(built, first, rows=sum(_targets(run, source, settings, first)))
 
 

@@ -16,7 +16,7 @@ import torch
 
 from foveate.attribution.objective import Objective
 from foveate.attribution.pixels import Cost, PixelMethod
-from foveate.errors import UsageError
+from foveate.errors import CaptureError, UsageError
 from foveate.plugins.manager import plugin_manager
 
 if TYPE_CHECKING:
@@ -66,6 +66,33 @@ def build_methods(
     if stray:
         raise UsageError(f"options for {', '.join(stray)}, which is not among the methods", remedy="add --method")
     return [_build(name, dict(options.get(name, {}))) for name in wanted]
+
+
+def fitting(
+    methods: Sequence[Attribution], asked: Sequence[str], objective: Objective
+) -> tuple[list[Attribution], dict[str, str]]:
+    """Of the methods on clips, those that the model allows; and the others with the reason.
+
+    Only attention and token methods that came with ``default`` are tried (on one target row) and may be left out:
+    a tracker's attention is seldom a picture. What was asked for by name stays, and says itself why it cannot.
+    Raises UsageError where none is left.
+    """
+    if not objective.frames:
+        return list(methods), {}
+    one, left_out = objective.take([0]), {}
+    for method in methods:
+        if method.name in asked or isinstance(method, PixelMethod):
+            continue
+        try:
+            method.attribute(one.source, one.batch, one.bound)
+        except (UsageError, CaptureError) as error:
+            left_out[method.name] = error.message
+    kept = [method for method in methods if method.name not in left_out]
+    if not kept:
+        raise UsageError(
+            f"no method fits this model: {'; '.join(left_out.values())}", remedy="--method saliency_abs"
+        )
+    return kept, left_out
 
 
 def with_rows(methods: Sequence[Attribution], rows: int) -> list[Attribution]:
