@@ -102,6 +102,7 @@ def test_a_clip_is_captured_with_its_frames_times_and_recording(tmp_path):
     assert np.array_equal(part.pixels, samples[0].pixels[5:9])
     np.testing.assert_allclose(part.times, samples[0].times[5:9])
     assert validate(report.path, deep=True) == []
+    assert set(run.predictions["track"].values[0]) == {""}
     with pytest.raises(StoreError, match="no tracks"):
         _ = run.tracks
 

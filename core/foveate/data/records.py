@@ -167,8 +167,8 @@ STATUS_FLAGS: Mapping[str, Any] = {"flag_values": list(range(len(STATUS))), "fla
 def predictions_table(manifest: Manifest, records: Mapping[int, SampleRecord], ranks: int) -> xr.Dataset:
     """The group ``predictions``: the ``ranks`` best answers of each sample, confidence and correctness.
 
-    label, score, class_index (sample, rank), and box or whatever else predictions carry; confidence
-    (sample): the best score; correct (sample): 1, 0, or -1 where there is no truth.
+    label, score, class_index (sample, rank), of clips track, and box or whatever else predictions carry;
+    confidence (sample): the best score; correct (sample): 1, 0, or -1 where there is no truth.
     """
     count = len(manifest)
     known = [records.get(i) for i in range(count)]
@@ -186,6 +186,8 @@ def predictions_table(manifest: Manifest, records: Mapping[int, SampleRecord], r
         "target_label": ("sample", _text(r.target_label if r else "" for r in known)),
         "target_score": ("sample", np.array([r.target_score if r else np.nan for r in known], np.float64)),
     }
+    if manifest.media == "clip":
+        table["track"] = _ranked(best, ranks, "", lambda p: p.track or "")
     table |= _further(best, ranks)
     return xr.Dataset(table, coords={"sample": ("sample", _text(manifest.ids)), "rank": np.arange(ranks)})
 
@@ -194,8 +196,6 @@ def _further(best: Sequence[Sequence[Prediction]], ranks: int) -> dict[str, Any]
     """Boxes, object queries, and extras of the source (a geolocator's coordinates), where there are any."""
     every = [p for row in best for p in row]
     table: dict[str, Any] = {}
-    if any(p.track is not None for p in every):
-        table["track"] = _ranked(best, ranks, "", lambda p: p.track or "")
     if any(p.box is not None for p in every):
         for i, edge in enumerate(EDGES):
             table[f"box_{edge}"] = _ranked(best, ranks, np.nan, lambda p, i=i: p.box[i] if p.box else np.nan)
