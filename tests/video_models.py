@@ -77,6 +77,55 @@ def open_videomt(*, seed: int = 0, config: dict[str, Any] | None = None, **optio
     return source
 
 
+SAM2: dict[str, Any] = {
+    "vision_config": {
+        "model_type": "sam2_vision_model",
+        "backbone_config": {
+            "model_type": "sam2_hiera_det_model",
+            "hidden_size": 8,
+            "image_size": [64, 64],
+            "blocks_per_stage": [1, 1, 2, 1],
+            "embed_dim_per_stage": [8, 16, 32, 64],
+            "num_attention_heads_per_stage": [1, 1, 2, 2],
+            "window_size_per_stage": [8, 4, 4, 2],
+            "global_attention_blocks": [3],
+            "window_positional_embedding_background_size": [4, 4],
+            "mlp_ratio": 2.0,
+        },
+        "backbone_channel_list": [64, 32, 16, 8],
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        "fpn_hidden_size": 128,
+    },
+    "prompt_encoder_config": {"hidden_size": 128, "image_size": 64, "mask_input_channels": 8},
+    "mask_decoder_config": {
+        "hidden_size": 128,
+        "mlp_dim": 64,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 32,
+    },
+    "image_size": 64,
+    "num_maskmem": 3,
+    "max_object_pointers_in_encoder": 4,
+    "memory_attention_hidden_size": 128,
+    "memory_attention_num_layers": 2,
+    "memory_attention_feed_forward_hidden_size": 64,
+    "memory_attention_rope_feat_sizes": [4, 4],
+    "memory_encoder_hidden_size": 128,
+    "mask_downsampler_embed_dim": 128,
+    "memory_fuser_embed_dim": 128,
+    "memory_fuser_intermediate_dim": 64,
+}
+
+
+def open_sam2(*, seed: int = 0, **options: Any) -> AttentionSource:
+    """A tiny SAM 2 with sharpened memory attention that always sees its object."""
+    source = open_source("sam2-video", weights="random", config=SAM2, seed=seed, **options)
+    sharpen(source.module, seed, factor=2.5)
+    with torch.no_grad():
+        source.module.get_parameter("mask_decoder.pred_obj_score_head.proj_out.bias").fill_(8.0)
+    return source
+
+
 def open_tiny(case: str, *, seed: int = 0, **options: Any) -> AttentionSource:
     """One case with sharpened weights."""
     family, config = CASES[case]

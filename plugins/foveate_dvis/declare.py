@@ -57,4 +57,12 @@ def foveate_sources() -> list[SourceSpec]:
             requires=_REQUIRES,
             remedy=_REMEDY,
         ),
+        SourceSpec(
+            name="sam2-video",
+            target="foveate_dvis.sam2_video:Sam2VideoSource",
+            summary="SAM 2: a prompted object, followed by attention to a memory of earlier frames",
+            capabilities=frozenset({"spatial", "temporal", "gradients", "objects"}),
+            requires=_REQUIRES,
+            remedy=_REMEDY,
+        ),
     ]

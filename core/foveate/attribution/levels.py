@@ -57,7 +57,8 @@ def tokens_on_cells(
     if frames is not None:
         planes = []
         for members in patches_by_frame(tokens, frames):
-            planes.append(tokens_on_cells(array[..., members], tokens.take(members.tolist()), cells))
+            own, values = _added(array[..., members], tokens.take(members.tolist()))
+            planes.append(tokens_on_cells(values, own, cells))
         return np.stack(planes, axis=-3)
     levels = patches_by_level(tokens)
     if len(levels) < 2:
@@ -68,3 +69,14 @@ def tokens_on_cells(
         laid, grid = tokens_to_cells(array[..., level], tokens.take(level.tolist()))
         total += np.nan_to_num(regrid(laid, grid, cells, reduce="sum"))
     return total
+
+
+def _added(array: NDArray[np.float64], tokens: TokenAxis) -> tuple[TokenAxis, NDArray[np.float64]]:
+    """Tokens of one frame, each place once: what several readers of it found there adds up (a memory)."""
+    places = np.stack([tokens.level, tokens.y, tokens.x], axis=1)
+    _, first, group = np.unique(places, axis=0, return_index=True, return_inverse=True)
+    if first.size == len(tokens):
+        return tokens, array
+    total = np.zeros((*array.shape[:-1], first.size))
+    np.add.at(total, (..., group.ravel()), array)
+    return tokens.take(first.tolist()), total
