@@ -236,7 +236,8 @@ class CallKey(NamedTuple):
     number: int = 0
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Some entries of an axis that several calls share: their positions on it, and its whole size."""
 
     index: tuple[int, ...]
