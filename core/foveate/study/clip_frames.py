@@ -12,6 +12,7 @@ import numpy as np
 
 from foveate.attribution.clips import frames_of
 from foveate.errors import UsageError
+from foveate.faithfulness.replacement import FREEZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveate.data.run import Run
+    from foveate.faithfulness.scoring import Scoring
+    from foveate.faithfulness.units import Unit
     from foveate.interfaces import AttentionSource, Batch
 
 
@@ -82,3 +85,20 @@ def check_frames(run: Run, source: AttentionSource, batch: Batch, position: int)
             f"{max(then) + 1} frame cells, but the model now reads {len(now)} of {max(now, default=-1) + 1}",
             remedy="open the model with the options of the run, or capture again",
         )
+
+
+def check_for_clips(run: Run, scoring: Scoring) -> None:
+    """Raise UsageError where images are to vanish in tubes, or to freeze."""
+    if run.media == "clip":
+        return
+    if scoring.unit.kind != "cells" or FREEZE in scoring.protocol.baselines:
+        raise UsageError(
+            f"{run.path}: units other than cells and the baseline {FREEZE!r} are for clips, these are images",
+            remedy="--unit cells --baseline mean",
+        )
+
+
+def product_name(name: str, unit: Unit) -> str:
+    """``faithfulness/curves`` of one unit: cells as they are, others in a group of their own."""
+    top, _, rest = name.partition("/")
+    return name if unit.kind == "cells" else f"{top}/{unit.kind}/{rest}"

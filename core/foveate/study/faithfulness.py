@@ -31,8 +31,9 @@ from foveate.faithfulness.leaderboard import (
 from foveate.faithfulness.readings import MATCH, vanished_share
 from foveate.faithfulness.scoring import score_maps
 from foveate.faithfulness.tables import to_csv, to_dict, to_markdown, to_text
+from foveate.study.clip_frames import product_name
 from foveate.study.faithfulness_inputs import stored_maps
-from foveate.study.faithfulness_job import CURVES, Job, Progress, Settings, fill, product_name
+from foveate.study.faithfulness_job import CURVES, Job, Progress, Settings, fill
 
 if TYPE_CHECKING:
     from foveate.data.run import Run

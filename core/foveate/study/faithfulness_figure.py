@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from foveate.faithfulness.tables import caption
+from foveate.faithfulness.captions import caption
 from foveate.render.leaderboard import Column, Score, leaderboard
 
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ from foveate.faithfulness.leaderboard import RANDOM
 from foveate.faithfulness.localisation import LOCALISATION, localisation
 from foveate.faithfulness.orders import to_cells
 from foveate.faithfulness.readings import readings_of
-from foveate.faithfulness.replacement import FREEZE
 from foveate.faithfulness.scoring import Scoring, score_maps
 from foveate.faithfulness.units import Unit
-from foveate.study.clip_frames import alike, cell_counts, check_frames
+from foveate.study.clip_frames import alike, cell_counts, check_for_clips, check_frames, product_name
 from foveate.study.faithfulness_inputs import (
     Bound,
     StoredMaps,
@@ -77,7 +76,7 @@ class Job:
                 remedy="explain class or iou_score with foveate attribute --target-kind",
             )
         self.positions = _chosen(run, settings)
-        _check_for_clips(run, settings.scoring)
+        check_for_clips(run, settings.scoring)
         self.frames = cell_counts(run)
         self.masks = "mask" in run.samples and any(str(path) for path in run.samples["mask"].values)
         _, bound = self.probe()
@@ -158,12 +157,6 @@ class Job:
         return max(int(stored.values.shape[1]) for stored in self.stored.values())
 
 
-def product_name(name: str, unit: Unit) -> str:
-    """``faithfulness/curves`` of one unit: cells as they are, others in a group of their own."""
-    top, _, rest = name.partition("/")
-    return name if unit.kind == "cells" else f"{top}/{unit.kind}/{rest}"
-
-
 def _localised_by(job: Job) -> str:
     if job.objects:
         return "own box" if job.run.media == "image" else "own mask"
@@ -175,17 +168,6 @@ def _of_clips(job: Job) -> dict[str, Any]:
     if job.run.media != "clip":
         return {}
     return {**job.unit.record(), "frame_cells": [int(n) for n in job.frames], "frozen_nowhere": "mean"}
-
-
-def _check_for_clips(run: Run, scoring: Scoring) -> None:
-    """Raise UsageError where images are to vanish in tubes, or to freeze."""
-    if run.media == "clip":
-        return
-    if scoring.unit.kind != "cells" or FREEZE in scoring.protocol.baselines:
-        raise UsageError(
-            f"{run.path}: units other than cells and the baseline {FREEZE!r} are for clips, these are images",
-            remedy="--unit cells --baseline mean",
-        )
 
 
 def _on_scales_of(job: Job, bound: Bound, scoring: Scoring) -> Scoring:
