@@ -77,6 +77,6 @@ def _added(array: NDArray[np.float64], tokens: TokenAxis) -> tuple[TokenAxis, ND
     _, first, group = np.unique(places, axis=0, return_index=True, return_inverse=True)
     if first.size == len(tokens):
         return tokens, array
-    total = np.zeros((*array.shape[:-1], first.size))
-    np.add.at(total, (..., group.ravel()), array)
-    return tokens.take(first.tolist()), total
+    total = np.zeros((first.size, *array.shape[:-1]))
+    np.add.at(total, group.ravel(), np.moveaxis(array, -1, 0))
+    return tokens.take(first.tolist()), np.moveaxis(total, 0, -1)

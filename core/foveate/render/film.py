@@ -92,5 +92,5 @@ def _over_time(axes: Axes, mass: Mapping[str, NDArray[np.float64]]) -> None:
     axes.axhline(1 / count, color="black", lw=0.8, ls=":", label="even")
     top = max(float(axes.get_ylim()[1]), 2 / count)
     axes.set(xlabel="frame cell", ylabel="share of mass", ylim=(0, 1.05 * top))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=3, frameon=False, fontsize=7)
