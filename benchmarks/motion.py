@@ -128,8 +128,8 @@ def share(count: int, of: int) -> dict[str, Any]:
     wilson, exact = test.proportion_ci(method="wilson"), test.proportion_ci(method="exact")
     return {
         "rate": round(count / of, 4),
-        "wilson": [round(wilson.low, 4), round(wilson.high, 4)],
-        "clopper_pearson": [round(exact.low, 4), round(exact.high, 4)],
+        "wilson": [round(float(wilson.low), 4), round(float(wilson.high), 4)],
+        "clopper_pearson": [round(float(exact.low), 4), round(float(exact.high), 4)],
     }
 
 

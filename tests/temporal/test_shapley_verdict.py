@@ -56,6 +56,13 @@ def test_no_total_effect_is_inconclusive() -> None:
     assert "does not depend" in verdict.why
 
 
+def test_a_negligible_total_effect_is_inconclusive() -> None:
+    scores = drawn((0.0, 0.01, 0.0, 0.01), 300, 0.001, 2)
+    assert judge(scores).answer == "appearance"
+    assert judge(scores, floor=0.05).answer == "inconclusive"
+    assert judge(scores, floor=0.005).answer == "appearance"
+
+
 def test_effects_at_the_margin_are_left_open() -> None:
     """Motion adds exactly a tenth: neither there nor absent, whatever the number of videos."""
     verdict = judge(drawn((0.0, 0.9, 0.1, 1.0), 2000, 0.1, 3))

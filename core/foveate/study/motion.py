@@ -20,7 +20,7 @@ from foveate.stats.intervals import Interval
 from foveate.study.motion_caveats import caveats
 from foveate.study.motion_edges import CUTS, MASS_RULE
 from foveate.study.motion_scoring import REVERSED, VideoScores, score_clip
-from foveate.study.motion_subject import Settings
+from foveate.study.motion_subject import ANSWER, Settings
 from foveate.temporal.coalitions import CHANGED, COALITIONS
 from foveate.temporal.shapley import sham_corrected
 from foveate.temporal.verdict import FEWEST, Rule, Verdict, judge
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 Intervals = dict[str, Interval]
 _SETTINGS, _RULE = Settings(), Rule()
+
+FLOORS: Mapping[str, float] = {"probability": 0.05, ANSWER: 0.05, "logit": 0.2}
+"""Scale -> least total effect of which anything is said: a probability of 0.5 moves by 0.05 where its logit moves
+by 0.2. A "value" has no natural size, so none is asked of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +125,7 @@ class MotionReport:
             "clips": len({one.id for one in self.clips}),
             "failed": dict(self.failed),
             "removal": self.settings.removal.record(),
-            "rule": asdict(self.rule),
+            "rule": {**asdict(self.rule), "floors": dict(FLOORS)},
             "target": {**asdict(self.settings.target), "truth": self.settings.truth},
             "scales": [one.record() for one in self.scales],
             "by_label": {label: one.record() for label, one in self.by_label.items()},
@@ -179,7 +183,10 @@ def summarise(
     scales = tuple(_scale_report(name, _columns(videos, name), rule) for name in names)
     groups = _labels(scored)
     family = replace(rule, family=rule.family * max(1, len(groups)))
-    labelled = {label: judge(sham_corrected(_columns(some, names[0])), family) for label, some in groups.items()}
+    labelled = {
+        label: judge(sham_corrected(_columns(some, names[0])), family, floor=_floor(names[0]))
+        for label, some in groups.items()
+    }
     lost = {n: rule.interval([_mean(c.lost.get(n, np.nan) for c in v) for v in videos]) for n in scored[0].lost}
     mass = rule.interval([_mean(clip.mass for clip in video) for video in videos])
     uniform = _mean(clip.uniform for clip in scored)
@@ -239,14 +246,18 @@ def _scale_report(scale: str, columns: Mapping[str, NDArray[np.float64]], rule: 
         scale,
         {name: rule.interval(columns[name]) for name in COALITIONS},
         means,
-        judge(corrected, rule),
-        judge({name: columns[name] for name in COALITIONS}, rule),
+        judge(corrected, rule, floor=_floor(scale)),
+        judge({name: columns[name] for name in COALITIONS}, rule, floor=_floor(scale)),
         {name: rule.interval(both - columns[f"sham {name}"]) for name in CHANGED},
         {name: nothing.low <= means[name].estimate <= nothing.high for name in ("appearance", "motion")},
         rule.interval(columns[REVERSED] - both),
         cuts,
         excess,
     )
+
+
+def _floor(scale: str) -> float:
+    return FLOORS.get(scale, 0.0)
 
 
 def _labels(scored: Sequence[VideoScores]) -> dict[str, list[list[VideoScores]]]:

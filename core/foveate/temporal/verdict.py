@@ -16,8 +16,11 @@ motion              absent        there         absent
 both (additive)     there         there         absent
 both (interaction)  there         there         positive
 redundant           there         there         negative
-inconclusive        anything else, or T itself not above 0
+inconclusive        anything else, or T itself not above ``floor``
 ==================  ============  ============  ===========
+
+The floor keeps effects that are real but negligible from a verdict: an untrained network's answer, too, changes a
+little with its input, and its tiny T would then be shared out with great confidence.
 
 ``detail`` says more of an interaction: "only together" where each cue alone is equivalent to none; "either is
 enough" where each is equivalent to nothing once the other is there.
@@ -113,11 +116,11 @@ class Verdict:
         }
 
 
-def judge(scores: Mapping[str, ArrayLike], rule: Rule = Rule()) -> Verdict:
+def judge(scores: Mapping[str, ArrayLike], rule: Rule = Rule(), *, floor: float = 0.0) -> Verdict:
     """The verdict on scores ``(video,)`` of the coalitions ``none``, ``appearance``, ``motion``, ``both``.
 
-    Videos with a score that is not finite do not count. Raises UsageError as
-    :func:`foveate.temporal.shapley.effects` does.
+    ``floor`` is the total effect, in units of the score, below which nothing is said. Videos with a score that is
+    not finite do not count. Raises UsageError as :func:`foveate.temporal.shapley.effects` does.
     """
     found = effects(scores)
     kept = np.isfinite(found.interaction)
@@ -126,8 +129,8 @@ def judge(scores: Mapping[str, ArrayLike], rule: Rule = Rule()) -> Verdict:
     intervals = {name: rule.interval(values) for name, values in found.named().items()}
     if n < FEWEST:
         return Verdict("inconclusive", "", f"{n} videos; at least {FEWEST} are needed", n, intervals, {})
-    if not intervals["total"].low > 0.0:
-        why = "the score is no lower without both cues: it does not depend on them, or they were not removed"
+    if not intervals["total"].low > floor:
+        why = "the score is hardly lower without both cues: it does not depend on them, or they were not removed"
         return Verdict("inconclusive", "", why, n, intervals, {})
     states = {
         "appearance": state(found.appearance, found.total, rule.margin, rule),
