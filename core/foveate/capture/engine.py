@@ -7,7 +7,8 @@ Only rows that depend on the answer (matched objects, tracks) wait for it, with 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from foveate.capture.plan import SiteJob, site_jobs
 from foveate.capture.points import ARRAYS, POINTS, kept_points, on_input, sizes_of
 from foveate.capture.records import Check, Record, Shape
 from foveate.capture.reductions import reduce_rows
+from foveate.capture.references import ReferencePoints
 from foveate.capture.selection import Selection
 from foveate.capture.stacking import absent, stack_calls
 from foveate.capture.tap import quiet
@@ -53,6 +55,7 @@ ROW_AXES = {
     "weight": -2,
     "inside": -2,
     "level": -2,
+    "reference": -2,
     "key_count": -1,
 }
 """Where each array has the query axis."""
@@ -81,7 +84,9 @@ class SiteCapture:
       beside ``entropy`` and ``received``
     - ``location`` (..., layer, head, query, point, 2): (y, x) in pixels of the model's input, ``weight``,
       ``inside`` (bool) and ``level`` (int32) (..., layer, head, query, point): the sampling points of the rows
-      kept, where the plan's reductions name ``points`` (:mod:`foveate.capture.points`)
+      kept, where the plan's reductions name ``points`` (:mod:`foveate.capture.points`); with them, where the
+      module was told it, ``reference`` (..., layer, query, 4): (y, x, height, width) of the reference point or
+      box in input pixels, height and width 0 for points
 
     At a site with ragged axes a row or key that does not exist in a frame (a track before its birth) has attention
     0 and is not ``allowed``; ``entropy``, ``received`` and ``topk_value`` are NaN there, ``topk_index`` -1. At
@@ -119,7 +124,7 @@ def capture_batch(source: AttentionSource, batch: Batch, plan: CapturePlan) -> C
     """
     collector = _Collector(site_jobs(source, plan), source.fixed_readout(batch))
     needed = [job.site for job in collector.jobs.values()]
-    with torch.no_grad():
+    with torch.no_grad(), collector.listen(source, batch):
         outputs, claims = tapped_forward(source, batch, collector.take, needed=needed)
     certificate = Certificate(collector.checks, dict(claims.undeclared))
     certificate.require()
@@ -140,10 +145,12 @@ class _Part:
     arrays: dict[CallKey, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     waiting: dict[CallKey, Record] = field(default_factory=dict)
     levels: dict[CallKey, list[tuple[int, int]]] = field(default_factory=dict)
+    references: dict[CallKey, Tensor | None] = field(default_factory=dict)
 
     def keep_points(self, call: CallKey, record: Record, selection: Selection, labels: CallLabels | None) -> None:
         """Sampling points of the rows kept; their levels' sizes until the keys are labelled."""
-        self.arrays[call].update(kept_points(record, selection, labels, f"{call.site} layer {call.layer}"))
+        where, reference = f"{call.site} layer {call.layer}", self.references.get(call)
+        self.arrays[call].update(kept_points(record, selection, labels, where, reference))
         self.levels[call] = sizes_of(record)
 
     @property
@@ -165,6 +172,16 @@ class _Collector:
         self.jobs = jobs
         self.checks: dict[CallKey, Check] = {}
         self.parts = {site_id: _Part(job, job.selection(fixed)) for site_id, job in jobs.items()}
+        self.references: ReferencePoints | None = None
+        self.size: tuple[int, ...] = ()
+
+    @contextmanager
+    def listen(self, source: AttentionSource, batch: Batch) -> Iterator[None]:
+        """Hear, for one forward, the reference points of the sites whose sampling points are kept."""
+        wanted = [job.site for job in self.jobs.values() if POINTS in job.plan.reductions]
+        self.size = tuple(batch.inputs.shape[-2:]) if wanted else ()
+        with ReferencePoints(source.module, [path for site in wanted for path in site.modules]) as self.references:
+            yield
 
     def take(self, call: CallKey, record: Record) -> None:
         """Check one call and keep of it what the plan wants."""
@@ -179,6 +196,8 @@ class _Collector:
             part.arrays[call]["allowed"] = allowed(record, slice(None)).cpu()
         if part.masked and part.counted:
             part.arrays[call] |= {name: array.cpu() for name, array in allowed_counts(record).items()}
+        if POINTS in part.job.plan.reductions and self.references is not None:
+            part.references[call] = self.references.at(record.name, record.shape.batch, self.size)
         if POINTS in part.job.plan.reductions and part.job.plan.rows == "all":
             part.keep_points(call, record, Selection("all"), None)
         if part.selection is not None and part.selection.ready(record):
@@ -223,6 +242,9 @@ def _assemble(part: _Part, source: AttentionSource, batch: Batch, outputs: Outpu
     for call, sizes in part.levels.items():
         found = part.arrays[call]
         found["location"] = on_input(found["location"], found["level"], sizes, labels[call].key)
+    if not all("reference" in part.arrays[call] for call in labels):  # some layer was told none
+        for found in part.arrays.values():
+            found.pop("reference", None)
     arrays = {}
     for name, example in part.arrays[min(labels)].items():
         arrays[name] = _stacked(part, labels, name, absent(name, example.dtype, ragged=bool(job.site.ragged)))

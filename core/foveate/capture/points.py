@@ -23,7 +23,7 @@ from foveate.interfaces import CallLabels, Site, SitePlan, TokenAxis
 
 POINTS = "points"
 """The name in ``SitePlan.reductions``."""
-ARRAYS = ("location", "weight", "inside", "level")
+ARRAYS = ("location", "weight", "inside", "level", "reference")
 
 
 def check_points(site: Site, plan: SitePlan) -> None:
@@ -64,8 +64,13 @@ def points(record: DeformableRecord, index: Positions) -> dict[str, Tensor]:
     }
 
 
-def kept_points(record: Record, selection: Selection, labels: CallLabels | None, where: str) -> dict[str, Tensor]:
-    """:func:`points` of the rows that ``selection`` keeps, on the CPU.
+def kept_points(
+    record: Record, selection: Selection, labels: CallLabels | None, where: str, reference: Tensor | None = None
+) -> dict[str, Tensor]:
+    """:func:`points` of the rows that ``selection`` keeps, on the CPU, with their ``reference (batch, row, 4)``.
+
+    ``reference`` is that of all queries, ``(batch, query, 4)`` (:mod:`foveate.capture.references`); left out where
+    the module was told none.
 
     Raises CaptureError for a call without points (rows that an intervention made anew) and UsageError for a
     readout that mixes several rows.
@@ -76,7 +81,9 @@ def kept_points(record: Record, selection: Selection, labels: CallLabels | None,
         )
     if selection.weights is None:
         index = slice(None) if selection.rule == "all" else as_index(selection.index, record.device)
-        return {name: array.cpu() for name, array in points(record, index).items()}
+        own = index if isinstance(index, slice) else index.cpu()
+        told = {} if reference is None else {"reference": reference[:, own]}
+        return {name: array.cpu() for name, array in points(record, index).items()} | told
     weights = selection.weights.to(record.device)
     rows = weights if labels is None else call_weights(weights, labels)
     if bool(((rows > 0).sum(-1) > 1).any()):
@@ -87,7 +94,8 @@ def kept_points(record: Record, selection: Selection, labels: CallLabels | None,
     chosen = rows.argmax(-1)
     every = points(record, slice(None))
     at = torch.arange(len(chosen), device=record.device)
-    return {name: array[at, :, chosen].unsqueeze(2).cpu() for name, array in every.items()}
+    kept = {name: array[at, :, chosen].unsqueeze(2).cpu() for name, array in every.items()}
+    return kept if reference is None else kept | {"reference": reference[at.cpu(), chosen.cpu()].unsqueeze(1)}
 
 
 def on_input(location: Tensor, level: Tensor, sizes: list[tuple[int, int]], keys: TokenAxis) -> Tensor:

@@ -41,7 +41,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 default="entropy,received",
                 show_default=True,
                 metavar="LIST",
-                help="Over all rows: entropy, received, head_mean, topk; or none.",
+                help="Over all rows: entropy, received, head_mean, topk; or none. points: where deformable rows sampled.",
             ),
             click.option("--topk", default=16, show_default=True, help="Keys kept by the reduction topk."),
             click.option(

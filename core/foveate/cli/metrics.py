@@ -76,12 +76,14 @@ def command(
 
 def _list(as_json: bool) -> None:
     from foveate.plugins.manager import plugin_manager
+    from foveate.study.measure_points import POINT_METRICS
 
-    specs = plugin_manager().specs("metric")
+    specs = [(spec.name, spec.summary) for spec in plugin_manager().specs("metric")]
+    specs += [(metric.name, f"sampling points: {metric.summary} ({metric.unit})") for metric in POINT_METRICS]
     if as_json:
-        emit({"metrics": [{"name": spec.name, "summary": spec.summary} for spec in specs]})
+        emit({"metrics": [{"name": name, "summary": summary} for name, summary in specs]})
     else:
-        click.echo(table([(spec.name, spec.summary) for spec in specs], ("METRIC", "WHAT IT IS")))
+        click.echo(table(specs, ("METRIC", "WHAT IT IS")))
 
 
 def _measure(

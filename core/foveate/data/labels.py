@@ -31,6 +31,9 @@ DIMS: Mapping[str, str] = {
     "token": "all tokens of the site that read, where a reduction runs over every row",
     "key": "tokens that are read from",
     "rank": "place in a list, best first",
+    "point": "sampling point of a deformable row, level by level in the model's order",
+    "yx": "coordinate: down, across",
+    "place": "coordinate or extent of a reference: y, x, height, width",
     "target": "explained number (class, object)",
     "y": "rows of cells of the model's input",
     "x": "columns of cells of the model's input",
@@ -71,8 +74,32 @@ VARIABLES: Mapping[str, Variable] = {
     "key_count": Variable(("layer", "token"), "int32", "number of keys that the row may read (masks, padding)"),
     "reader_share": Variable(("layer", "key"), "float32", "share of the queries that may read the key"),
     "topk_index": Variable(("layer", "head", "token", "rank"), "int32", "key positions of topk_value"),
+    "location": Variable(
+        ("layer", "head", "query", "point", "yx"),
+        "float32",
+        "sampling points of the kept rows, on the input",
+        "pixel",
+    ),
+    "weight": Variable(("layer", "head", "query", "point"), "float32", "attention weights of the sampling points"),
+    "inside": Variable(
+        ("layer", "head", "query", "point"), "bool", "whether the sampling point lies on the input"
+    ),
+    "level": Variable(
+        ("layer", "head", "query", "point"),
+        "int32",
+        "feature map that the point reads: 0 is the first among the keys",
+    ),
+    "reference": Variable(
+        ("layer", "query", "place"),
+        "float32",
+        "reference point or box of the kept rows, extent 0 for points",
+        "pixel",
+    ),
 }
 """What a site's arrays are; ``attention`` marks those that the plan's dtype applies to."""
+
+COMPONENTS: Mapping[str, tuple[str, ...]] = {"yx": ("y", "x"), "place": ("y", "x", "height", "width")}
+"""Dimensions whose entries have names."""
 
 KIND_FLAGS: Mapping[str, object] = {
     "flag_values": list(range(len(TOKEN_KINDS))),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveate.data.arrays import fill_value
-from foveate.data.labels import VARIABLES, Coordinate, as_index, pad, same_tokens, token_coordinates
+from foveate.data.labels import COMPONENTS, VARIABLES, Coordinate, as_index, pad, same_tokens, token_coordinates
 from foveate.data.layout import ArraySpec
 from foveate.errors import SampleError, StoreError
 from foveate.interfaces import AttentionSource, Site, TokenAxis
@@ -79,6 +79,7 @@ class SiteFrame:
         for axis in AXES:
             if axis in sizes and axis not in self.ragged:
                 coordinates |= token_coordinates(axis, getattr(self, axis))
+        coordinates |= {dim: as_index(dim, names) for dim, names in COMPONENTS.items() if dim in sizes}
         if "query" in sizes and "query" not in self.ragged:
             position = np.array(self.query_index, np.int64)
             told = {"long_name": "position of the kept row, -1 for a weighted readout row"}

@@ -25,6 +25,8 @@ from foveate.metrics import labelled
 from foveate.metrics.labelled import Keys, Tokens
 from foveate.metrics.reduced import is_reducible, reduced_blocks
 from foveate.plugins.manager import plugin_manager
+from foveate.study.measure_points import NAMES as POINTS
+from foveate.study.measure_points import PointMetric, chosen_points, write_points
 
 _LEFT_OUT = ("_height", "_width", "_level")
 """Columns of token tables that stay with the site: one small array each would be most of a product."""
@@ -85,22 +87,34 @@ def measure_run(
 ) -> MeasureReport:
     """Write ``metrics/<site>/<metric>`` for every site; default: all metrics that are installed.
 
+    Where a run holds sampling points, so do their metrics (:mod:`foveate.study.measure_points`).
+
     ``keys`` is as in :mod:`foveate.metrics.labelled`. A metric that a site cannot give is reported as skipped;
     UsageError where nothing at all can be given, or a name is unknown. StoreError where a product is there
     with other settings, unless ``overwrite``. ``progress`` is told of samples done.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     run.check_captured()
-    chosen, skipped = load_metrics(metrics)
+    of_points = None if metrics is None else [name for name in metrics if name in POINTS]
+    chosen, skipped = load_metrics(None if metrics is None else [m for m in metrics if m not in POINTS])
     parts: list[_Part] = []
+    sampled: list[tuple[str, PointMetric]] = []
     for site in sites if sites is not None else run.site_ids:
         found, missing = _parts(run, site, chosen, keys)
+        given, lacking = chosen_points(run.site(site), of_points)
         parts += found
+        sampled += [(site, metric) for metric in given]
         skipped += missing
-    if not parts:
+        if of_points is not None or given:  # at sites without points nobody asked for theirs
+            skipped += [Skipped(site, name, reason) for name, reason in lacking.items()]
+    if not parts and not sampled:
         raise _nothing(run, skipped)
     with consolidated_once(run.path):
         written = [measured for part in parts for measured in _write(run, part, keys, overwrite, progress)]
+        for site, metric in sampled:
+            product = product_name(site, metric.name)
+            source = write_points(run, site, metric, product, overwrite=overwrite)
+            written.append(Measured(site, metric.name, product, source))
     return MeasureReport(run.path, keys, tuple(written), tuple(skipped))
 
 

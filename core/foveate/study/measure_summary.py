@@ -21,6 +21,7 @@ from foveate.metrics.labelled import measure
 from foveate.plugins.manager import plugin_manager
 from foveate.stats.intervals import bootstrap_mean
 from foveate.study.measure import Measured, allowed_keys
+from foveate.study.measure_points import NAMES as POINTS
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def summarise(run: Run, measured: Iterable[Measured], *, layer: int = -1, seed: 
     lines = []
     for item in measured:
         values = run.product(item.product)[item.metric]
-        if "key" not in values.dims:
+        by_key = {"key", "key_level"} & set(values.dims)
+        if not by_key and not values.attrs.get("circular"):  # angles have no plain mean
             lines.append(_line(run, item, values.isel(layer=layer), seed))
     return lines
 
@@ -77,7 +79,12 @@ def _mean_of_each(values: xr.DataArray) -> NDArray[np.float64]:
 
 
 def uniform_value(run: Run, item: Measured) -> float:
-    """The metric where every row is uniform over all keys: what no preference at all would give."""
+    """The metric where every row is uniform over all keys: what no preference at all would give.
+
+    NaN for metrics of sampling points, for which no row is uniform.
+    """
+    if item.metric in POINTS:
+        return float("nan")
     site = run.site(item.site)
     axis = "query" if "query" in site.sizes else "token"
     query, key = tokens_at(site, axis), tokens_at(site, "key")

@@ -30,7 +30,8 @@ def build_plan(
     """A plan for the chosen sites (default: all) and layers of a source.
 
     ``layers`` is a comma-separated list of true layer numbers, of places from the end (``-1``) and of
-    ranges (``6:``, ``0:4``, ``-2:``, end excluded). A site without any of the layers is left out.
+    ranges (``6:``, ``0:4``, ``-2:``, end excluded). A site without any of the layers is left out. ``points`` among
+    the reductions is for deformable sites; the others keep what else is named.
     Raises UsageError naming what exists.
     """
     reductions = tuple(reductions)
@@ -43,19 +44,33 @@ def build_plan(
         raise UsageError(
             f"no layer {layers!r} in {source.card.id}", remedy=f"layers that exist: {have or 'none (no site)'}"
         )
+    rule = parse_rows(rows)
+    if "points" in reductions:
+        _check_points(source, chosen, rule)
     plans = [
         SitePlan(
             site.id,
             None if layers is None else kept[site.id],
             heads,
-            parse_rows(rows),
-            reductions,
+            rule,
+            tuple(name for name in reductions if name != "points" or site.form == "deformable"),
             topk,
         )
         for site in chosen
         if kept[site.id]
     ]
     return CapturePlan(tuple(plans), dtype)
+
+
+def _check_points(source: AttentionSource, chosen: Sequence[Site], rule: RowRule | tuple[int, ...]) -> None:
+    """Points are kept of the sites that have some; raise UsageError where none has, or no rows are kept."""
+    if not any(site.form == "deformable" for site in chosen):
+        raise UsageError(
+            f"{source.card.id}: no chosen site attends deformably, so there are no sampling points",
+            remedy="leave points out of --reductions",
+        )
+    if rule == "none":
+        raise UsageError("sampling points are those of the rows kept, and --rows is none", remedy="--rows all")
 
 
 def select_layers(have: Sequence[int], text: str | None) -> tuple[int, ...]:
