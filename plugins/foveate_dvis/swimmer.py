@@ -36,6 +36,7 @@ from foveate.pretrained.sites import find_sites
 from foveate_dvis import swimmer_targets, videomt_tracks
 from foveate_dvis.clip_preprocess import ClipRecipe, choose_frames
 from foveate_dvis.swimmer_loading import OpenedSwimmer, open_swimmer
+from foveate_dvis.swimmer_network import STRIDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,7 +121,7 @@ class SwimmerSource(AttentionSource):
             "architecture": "Swimmer",
             "image": [config.size, config.size],
             "frames": config.frames,
-            "strides": [config.stride],
+            "strides": [STRIDE],
             "grid": [config.cells, config.cells],
             "queries": config.queries,
             "classes": len(config.classes),

@@ -85,7 +85,7 @@ def _config(given: Mapping[str, Any] | None, folder: Path | None) -> SwimmerConf
         raise ModelError(f"not the configuration of a {MODEL_TYPE}: {kept!r}")
     try:
         return SwimmerConfig.from_dict(dict(kept))
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise ModelError(f"the configuration of a {MODEL_TYPE} does not fit: {error}") from error
 
 

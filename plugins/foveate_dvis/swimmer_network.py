@@ -1,6 +1,7 @@
 """The network of the small video instance segmenter: one query follows one shape through the clip.
 
-Convolutions turn every frame into cells; cells of all frames attend to each other (joint space-time attention, as
+Convolutions turn every frame, with a glance at the one before and the one after, into cells; cells of all frames
+attend to each other (joint space-time attention, as
 ViViT's first model, Arnab et al. 2021, arXiv:2103.15691, section 3.3); queries read from all cells at once, speak
 with each other and answer with one class and one mask a frame (as Mask2Former for video, Cheng et al. 2021,
 arXiv:2112.10764, section 3). Blocks are pre-norm and residual.
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MODEL_TYPE = "foveate_swimmer"
+STRIDE = 6
+"""Pixels along the side of a cell."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,15 @@ class SwimmerConfig:
     encoder_layers: int = 2
     decoder_layers: int = 3
     queries: int = 4
-    stride: int = 4
+
+    def __post_init__(self) -> None:
+        if self.size % STRIDE or self.width % self.heads:
+            raise ValueError(f"size {self.size} must be a multiple of {STRIDE}, width {self.width} of heads")
 
     @property
     def cells(self) -> int:
         """Cells along one side of a frame."""
-        return self.size // self.stride
+        return self.size // STRIDE
 
     def to_dict(self) -> dict[str, Any]:
         """As it is kept in ``config.json``."""
@@ -125,7 +131,9 @@ class Swimmer(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.fine = nn.Sequential(_conv(3, 32, 2), _conv(32, 32, 1))
-        self.coarse = nn.Sequential(_conv(32, width, 2), nn.Conv2d(width, width, 1))
+        # kernel, stride and padding such that a cell's middle is where its token looks, within half a pixel
+        self.coarse = _conv(32, width, STRIDE // 2, kernel=5, padding=1)
+        self.near = nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0), padding_mode="replicate")
         self.cell_norm = nn.LayerNorm(width)
         space, time = _places(config.frames, config.cells, width)
         self.space, self.time = nn.Parameter(space), nn.Parameter(time)
@@ -144,8 +152,8 @@ class Swimmer(nn.Module):
         """Answers; masks are on a grid of half the input's size."""
         samples, frames = clips.shape[:2]
         fine = self.fine(clips.flatten(0, 1))
-        coarse = self.coarse(fine)
-        cells = coarse.flatten(2).transpose(1, 2).unflatten(0, (samples, frames))
+        coarse = self.near(self.coarse(fine).unflatten(0, (samples, frames)).transpose(1, 2))
+        cells = coarse.permute(0, 2, 3, 4, 1).flatten(2, 3)
         cells = (self.cell_norm(cells) + self.space + self.time).flatten(1, 2)
         for layer in self.encoder:
             cells = layer(cells)
@@ -193,5 +201,6 @@ def _waves(count: int, channels: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-def _conv(channels: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1), nn.GroupNorm(4, width), nn.GELU())
+def _conv(channels: int, width: int, stride: int, *, kernel: int = 3, padding: int = 1) -> nn.Sequential:
+    layer = nn.Conv2d(channels, width, kernel, stride, padding)
+    return nn.Sequential(layer, nn.GroupNorm(4, width), nn.GELU())
