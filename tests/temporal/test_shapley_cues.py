@@ -119,6 +119,17 @@ def test_moving_masks_find_what_moves() -> None:
     found = cues.moving_masks(clip)
     assert (found & masks).sum() / (found | masks).sum() > 0.9
     assert not cues.moving_masks(np.repeat(clip[:1], 5, axis=0)).any()
+    few = clip[[0, 8]]  # two frames have no median of their own that stands still
+    against = cues.moving_masks(few, cues.background_of(clip))
+    assert (against & masks[[0, 8]]).sum() / (against | masks[[0, 8]]).sum() > 0.9
+
+
+def test_the_background_is_the_median_of_frames_spread_over_the_clip() -> None:
+    clip = np.random.default_rng(7).integers(0, 256, (9, 4, 5, 3), np.uint8)
+    np.testing.assert_array_equal(cues.background_of(clip), np.median(clip, axis=0))
+    long = np.random.default_rng(8).integers(0, 256, (200, 2, 2, 3), np.uint8)
+    chosen = [round(i * 199 / (cues.MEDIAN_OF - 1)) for i in range(cues.MEDIAN_OF)]
+    np.testing.assert_array_equal(cues.background_of(long), np.median(long[chosen], axis=0))
 
 
 # --------------------------------------------------------------------------------------------- shams

@@ -181,7 +181,7 @@ def _run(
     """Scores of some changed clips: scale -> (clip, row of the group); what was lost is added to ``lost``."""
     source, sample = intact.source, intact.sample
     samples = [
-        replace(sample, id=f"{sample.id}#{i}", pixels=one.clip, mask=one.masks) for i, (_, one) in enumerate(some)
+        replace(sample, id=f"{sample.id}#{i}", pixels=one.clip, mask=None) for i, (_, one) in enumerate(some)
     ]
     batch = source.encode(samples)
     held = intact.held.replace(batch.inputs, [0] * len(some))

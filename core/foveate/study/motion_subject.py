@@ -50,11 +50,12 @@ class Intact:
     """A clip, what the model answered to it, and the target bound to that.
 
     ``held`` is the batch on which a tracker keeps its decisions (which rows are tracks); where there are none to
-    keep it is ``batch`` itself.
+    keep it is ``batch`` itself. ``whole`` are all frames of the clip where ``sample`` was cut down to those read.
     """
 
     source: AttentionSource
     sample: Sample
+    whole: NDArray[np.uint8]
     batch: Batch
     held: Batch
     answers: Sequence[Prediction]
@@ -76,6 +77,7 @@ def intact_clip(source: AttentionSource, sample: Sample, settings: Settings) -> 
     """Run the clip as it is and bind the target to the answer. Raises SampleError for an image or no target."""
     if not sample.is_clip:
         raise SampleError(f"{sample.id}: an image, expected a clip", remedy="give a video or a folder of frames")
+    whole = sample.pixels
     sample, batch = _as_read(source, sample)
     with torch.no_grad():
         outputs = source.forward(batch)
@@ -87,7 +89,7 @@ def intact_clip(source: AttentionSource, sample: Sample, settings: Settings) -> 
         )
     scales = _usable(source, outputs, batch, bound)
     whole = scored(source, outputs, batch, bound, scales)
-    return Intact(source, sample, batch, source.hold(batch, outputs), answers, bound, scales, whole)
+    return Intact(source, sample, whole, batch, source.hold(batch, outputs), answers, bound, scales, whole)
 
 
 def _as_read(source: AttentionSource, sample: Sample) -> tuple[Sample, Batch]:
@@ -148,7 +150,12 @@ def groups_of(intact: Intact) -> list[Group]:
             loose.append(row)
         else:
             groups.append(Group((row,), on_all_frames(own.mask, intact), "the model's own track"))
-    return [*groups, Group(tuple(loose), None, "pixels that move")] if loose else groups
+    return [*groups, Group(tuple(loose), _moving(intact), "pixels that move")] if loose else groups
+
+
+def _moving(intact: Intact) -> NDArray[np.bool_]:
+    """What moves in the frames that are read, against the background of all frames."""
+    return cues.moving_masks(intact.sample.pixels, cues.background_of(intact.whole))
 
 
 def on_all_frames(masks: NDArray[np.bool_], intact: Intact) -> NDArray[np.bool_]:

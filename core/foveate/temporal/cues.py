@@ -43,6 +43,9 @@ LUMA = np.array([0.299, 0.587, 0.114])
 STILL = 12.0
 """Grey levels: a smaller change from the clip's median picture never counts as motion."""
 
+MEDIAN_OF = 31
+"""Frames whose median is taken for the background, at most."""
+
 
 # ------------------------------------------------------------------------------------------- motion
 
@@ -132,8 +135,8 @@ def flows(clip: Clip) -> list[NDArray[np.float64]]:
 # -------------------------------------------------------------------------------------------- masks
 
 
-def moving_masks(clip: Clip) -> Masks:
-    """Where something moves, where nobody gave masks: pixels far from the clip's median picture.
+def moving_masks(clip: Clip, background: NDArray[np.float32] | None = None) -> Masks:
+    """Where something moves, where nobody gave masks: pixels far from the background, by default the clip's own.
 
     The distance is the largest over channels; the limit is Otsu's (1979), at least :data:`STILL`. Holds while the
     camera stands still. Raises MissingDependencyError without scikit-image.
@@ -144,11 +147,17 @@ def moving_masks(clip: Clip) -> Masks:
         raise MissingDependencyError(
             "masks from motion need scikit-image", remedy='pip install "foveate[video]", or give masks'
         ) from None
-    background = np.median(clip, axis=0)
-    distance = np.abs(clip - background).max(-1)
+    still = background_of(clip) if background is None else background
+    distance = np.stack([np.rint(np.abs(frame - still).max(-1)).astype(np.uint8) for frame in clip])
     if distance.max() <= STILL:
         return np.zeros(distance.shape, bool)
     return np.asarray(distance > max(float(threshold_otsu(distance)), STILL))
+
+
+def background_of(clip: Clip) -> NDArray[np.float32]:
+    """What stands still: the median ``(y, x, channel)`` of up to :data:`MEDIAN_OF` frames, evenly chosen."""
+    chosen = np.unique(np.linspace(0, len(clip) - 1, MEDIAN_OF).round().astype(np.intp))
+    return np.asarray(np.median(clip[chosen], axis=0), np.float32)
 
 
 def luminance(clip: Clip) -> NDArray[np.uint8]:
