@@ -536,6 +536,22 @@ def test_of_long_clips_the_frames_that_are_read_are_changed() -> None:
     assert found.scores == short.scores
 
 
+def test_moving_pixels_are_found_on_all_frames() -> None:
+    """In three of the four frames that are read the block is in one place: only the whole clip shows what is behind."""
+    pytest.importorskip("skimage")
+    rng = np.random.default_rng(1)
+    pixels = np.repeat(rng.integers(0, 60, (1, 12, 12, 3), np.uint8), 13, axis=0)
+    moving = np.zeros((13, 12, 12), bool)
+    for t in range(13):
+        x = 0 if t in (0, 4, 8) else 3 * (1 + t % 3)
+        moving[t, 4:8, x : x + 3] = True
+    pixels[moving] = 250
+    read = [0, 4, 8, 12]
+    found = score_video(sharp(1), Sample("thirteen", pixels), QUICK)
+    assert found.masks == "pixels that move"
+    assert found.sizes["motion"][0] == pytest.approx(moving[read].mean(), rel=0.01)
+
+
 class Pairs(Follower):
     """Takes every second frame of an even number: the frames it reads are not all of a shorter clip's."""
 

@@ -77,7 +77,7 @@ def intact_clip(source: AttentionSource, sample: Sample, settings: Settings) -> 
     """Run the clip as it is and bind the target to the answer. Raises SampleError for an image or no target."""
     if not sample.is_clip:
         raise SampleError(f"{sample.id}: an image, expected a clip", remedy="give a video or a folder of frames")
-    whole = sample.pixels
+    every = sample.pixels
     sample, batch = _as_read(source, sample)
     with torch.no_grad():
         outputs = source.forward(batch)
@@ -89,7 +89,7 @@ def intact_clip(source: AttentionSource, sample: Sample, settings: Settings) -> 
         )
     scales = _usable(source, outputs, batch, bound)
     whole = scored(source, outputs, batch, bound, scales)
-    return Intact(source, sample, whole, batch, source.hold(batch, outputs), answers, bound, scales, whole)
+    return Intact(source, sample, every, batch, source.hold(batch, outputs), answers, bound, scales, whole)
 
 
 def _as_read(source: AttentionSource, sample: Sample) -> tuple[Sample, Batch]:
