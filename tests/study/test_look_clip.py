@@ -14,7 +14,7 @@ from foveate.attribution.attention import ReadoutAttention, Rollout
 from foveate.errors import SampleError, UsageError
 from foveate.interfaces import Sample, Target
 from foveate.study.look import look
-from video_models import clips, open_tiny, open_videomt
+from video_models import clips, open_sam2, open_tiny, open_videomt
 
 
 def panels(found: Any, kind: str) -> np.ndarray:
@@ -48,6 +48,14 @@ def test_a_track_is_followed() -> None:
     assert found.target == "LABEL_2"
     assert "(track 4)" in str(found.rule)
     np.testing.assert_allclose(panels(found, "attention").shape, (3, 4, 4))
+
+
+def test_a_row_over_memory_is_shown_by_rollout() -> None:
+    source = open_sam2(frames=4)
+    found = look(source, clips(1)[0].pixels)
+    assert {name.partition(",")[0] for name in found.maps} == {"rollout"}
+    assert "rollout of the readout row" in str(found.rule)
+    assert panels(found, "rollout")[-1].max() == 0
 
 
 @pytest.mark.parametrize("scale", ["lift", "linear", "per-image"])

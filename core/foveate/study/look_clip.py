@@ -76,6 +76,12 @@ def look_clip(
     answers = _about(source.predictions(traced.outputs, batch)[0], followed)
     row, call = _attention(traced, layer, head, followed)
     swept = _rollout(traced, followed)
+    first = row or swept
+    if first is None:
+        raise UsageError(
+            f"look: neither a row of {call.site} nor rollout lies on the frames of the clip",
+            remedy="foveate attribute, with a gradient or perturbation method",
+        )
     with torch.no_grad():
         score = float(source.score(traced.outputs, batch, bound)[0]) if len(bound) else float("nan")
     sinks, share = sinks_of(traced, call)
@@ -83,18 +89,18 @@ def look_clip(
         card=source.card,
         geometry=batch.geometry[0],
         predictions=answers,
-        evenness=evenness(row.values),
-        outside=row.outside,
+        evenness=evenness(first.values),
+        outside=first.outside,
         rollout_evenness=float("nan") if swept is None else evenness(swept.values),
         sinks=sinks,
         sink_share=share,
         check=_UNTESTED,
     )
-    notes = (*caveats(facts), *((_APART,) if row.apart else ()))
+    notes = (*caveats(facts), *((_APART,) if first.apart else ()))
     name = source.card.id
     title = f"{name}: {answers[0].label} ({answers[0].score:.2f})" if answers else name
-    rule = Rule(name, row.words, round(1 / row.uniform))
-    films = {"attention": row} if swept is None else {"attention": row, "rollout": swept}
+    rule = Rule(name, first.words, round(1 / first.uniform))
+    films = {kind: found for kind, found in (("attention", row), ("rollout", swept)) if found is not None}
     panels = {key: p for kind, found in films.items() for key, p in _panels(traced, sample, found, kind).items()}
     mass = {kind: found.values.sum((1, 2)) for kind, found in films.items() if not found.apart}
     picture = film(panels, rule, mass, title=title, caveats=notes, scale=scale)
@@ -130,8 +136,8 @@ def _about(predictions: Sequence[Prediction], followed: BoundTarget | None) -> t
 # ------------------------------------------------------------------------------- maps of the clip
 
 
-def _attention(traced: Trace, layer: int, head: Head, bound: BoundTarget | None) -> tuple[_Film, CallKey]:
-    """The readout row of one layer in every frame, and the layer's last call."""
+def _attention(traced: Trace, layer: int, head: Head, bound: BoundTarget | None) -> tuple[_Film | None, CallKey]:
+    """The readout row of one layer in every frame, None where it lies on none; and the layer's last call."""
     readouts = traced.readout(bound)
     if not readouts:
         raise CaptureError(
@@ -151,7 +157,10 @@ def _attention(traced: Trace, layer: int, head: Head, bound: BoundTarget | None)
     place = f"{site}, layer {chosen} of {layers[0]}–{layers[-1]}"
     words = f"attention of the readout row ({readout.rule}{which}), {place}, {heads}"
     apart = len(tokens) > traced.record(calls[-1]).shape.keys
-    return _film(traced, weights, tokens, words, apart=apart), calls[-1]
+    try:
+        return _film(traced, weights, tokens, words, apart=apart), calls[-1]
+    except UsageError:  # the row lies on no frame of the clip: it is over a memory, or over other tracks
+        return None, calls[-1]
 
 
 def _rollout(traced: Trace, bound: BoundTarget | None) -> _Film | None:
@@ -160,7 +169,7 @@ def _rollout(traced: Trace, bound: BoundTarget | None) -> _Film | None:
         tokens = bottom_tokens(traced)
         with torch.no_grad():
             values = rollout(traced, bound)[0].double().cpu().numpy()
-        return _film(traced, values, tokens)
+        return _film(traced, values, tokens, "rollout of the readout row")
     except (CaptureError, UsageError):
         return None
 
