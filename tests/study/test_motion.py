@@ -537,7 +537,7 @@ def test_of_long_clips_the_frames_that_are_read_are_changed() -> None:
 
 
 def test_moving_pixels_are_found_on_all_frames() -> None:
-    """In three of the four frames that are read the block is in one place: only the whole clip shows what is behind."""
+    """In three of the four frames read the block is in one place: only the whole clip shows what is behind."""
     pytest.importorskip("skimage")
     rng = np.random.default_rng(1)
     pixels = np.repeat(rng.integers(0, 60, (1, 12, 12, 3), np.uint8), 13, axis=0)
