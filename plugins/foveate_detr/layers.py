@@ -5,6 +5,7 @@ losses), but put out the last answer only. Here the model runs again for each la
 (through the decoder's norm) in place of the last one; heads and reference points stay the model's. Models with
 ``auxiliary_loss`` norm every layer's output on the way and the last one twice: their earlier layers were trained
 to be read after one norm, which is how they are read here, and the last is always the model's own answer.
+Detectors that refine boxes from layer to layer are read by :mod:`foveate_detr.refined_layers`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from foveate.detection.readouts import LayerAnswers
 from foveate.errors import ModelError, UsageError
+from foveate_detr.refined_layers import READERS, refined_answers
 
 if TYPE_CHECKING:
     from foveate.interfaces import Batch
@@ -34,14 +36,17 @@ TOLERANCE = 1e-4
 def layer_answers(source: DetectorSource, batch: Batch) -> list[LayerAnswers]:
     """Answers of every decoder layer, first to last; the last are the model's own.
 
-    Raises UsageError for models without heads that are shared by the layers, ModelError where the last layer,
+    Raises UsageError for models without heads for all layers, ModelError where the last layer,
     read in this way, is not the model's own last state.
     """
     name = type(source.module).__name__
+    if name in READERS:
+        outputs = refined_answers(source, batch)
+        return [_answers(layer, source.detections(output, batch)) for layer, output in enumerate(outputs)]
     if name not in SHARED_HEADS:
         raise UsageError(
-            f"{source.card.id}: {name} has no heads that read every decoder layer alike",
-            remedy=f"available for {', '.join(SHARED_HEADS)}",
+            f"{source.card.id}: {name} has no heads that read every decoder layer",
+            remedy=f"available for {', '.join((*SHARED_HEADS, *READERS))}",
         )
     base: Any = source.module.model
     own, states = _layer_states(source, batch, base.decoder)
@@ -78,7 +83,7 @@ def _instead(state: torch.Tensor) -> Any:
 
 
 def _answers(layer: int, found: Detections) -> LayerAnswers:
-    assert found.boxes is not None  # detectors of SHARED_HEADS have boxes
+    assert found.boxes is not None  # detectors that are read layer by layer have boxes
     probabilities, boxes = (t.detach().cpu().double().numpy() for t in (found.probabilities, found.boxes))
     return LayerAnswers(layer, probabilities, boxes)
 

@@ -41,7 +41,7 @@ class LayeredDetector(Protocol):
     """A source whose decoder layers can each be read by the model's own heads. Optional for detectors."""
 
     def layer_answers(self, batch: Batch) -> list[LayerAnswers]:
-        """Answers of every decoder layer, first to last. Raises UsageError for models without shared heads."""
+        """Answers of every decoder layer, first to last. Raises UsageError for models without heads for each."""
 
 
 class Stability(NamedTuple):
