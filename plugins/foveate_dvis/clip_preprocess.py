@@ -50,6 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What a processor does where its file leaves a field out, by the beginning of its class name."""
 _TORCH_ONLY = ("VJEPA2", "Videomt", "Sam2Video")
+_ALIASES = {"Sam2": "Sam2Video"}  # checkpoints of SAM 2 serve pictures, too, and name that processor
 _SUFFIXES = ("VideoProcessor", "ImageProcessorPil", "ImageProcessorFast", "ImageProcessor", "FeatureExtractor")
 
 
@@ -86,6 +87,7 @@ class ClipRecipe:
         given = {key: value for key, value in (config or {}).items() if value is not None}
         name = _name(given) or f"{default}VideoProcessor"
         kind = next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
+        kind = _ALIASES.get(kind, kind)
         merged = DEFAULTS.get(kind, {}) | given
         if kind == "VJEPA2":
             crop = merged["crop_size"]

@@ -71,12 +71,12 @@ def resized(values: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (61, 37), (90, 80)])
-@pytest.mark.parametrize("kind", ["VJEPA2", "Videomt"])
+@pytest.mark.parametrize("kind", ["VJEPA2", "Videomt", "Sam2"])
 def test_processors_of_torchvision_only(kind: str, shape: tuple[int, int]) -> None:
     """8-bit filtering rounds after each axis: one grey level at most from the float64 filter."""
     pixels = noise(*shape, frames=1)
-    name = f"{kind}VideoProcessor"
-    config: dict[str, Any] = {"video_processor_type": name}
+    name = "Sam2ImageProcessorFast" if kind == "Sam2" else f"{kind}VideoProcessor"
+    config: dict[str, Any] = {"image_processor_type" if kind == "Sam2" else "video_processor_type": name}
     if kind == "VJEPA2":
         config |= {"crop_size": {"height": 56, "width": 56}, "size": {"shortest_edge": 999}}
         short = min(shape)
