@@ -217,6 +217,7 @@ def test_a_report_is_plain_complete_and_the_same_again() -> None:
     one, again = (run_motion(source, samples, settings).to_dict() for _ in range(2))
     assert json.dumps(_plain(one)) == json.dumps(_plain(again))
     assert one["n"] == 10
+    assert one["card"]["id"] == one["model"] == "motion-redundant"
     assert len(one["videos"]) == 10
     assert one["masks"] == {"given": 10}
     assert one["cut_edges"]["within"] == one["cut_edges"]["matched"] < one["cut_edges"]["between"]

@@ -84,7 +84,10 @@ class ScaleReport:
 
 @dataclass(frozen=True, eq=False)
 class MotionReport:
-    """The test's outcome. ``scales`` holds the headline scale first; ``by_label`` its verdict for each class."""
+    """The test's outcome. ``scales`` holds the headline scale first; ``by_label`` its verdict for each class.
+
+    ``card`` is the model's (:class:`foveate.interfaces.ModelCard`), as plain data.
+    """
 
     model: str
     settings: Settings
@@ -96,7 +99,8 @@ class MotionReport:
     lost: Intervals
     mass: Interval
     uniform: float
-    caveats: tuple[str, ...] = field(default=())
+    caveats: tuple[str, ...] = ()
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -118,6 +122,7 @@ class MotionReport:
         """As plain data: all that fixes the result, the result, and every clip's scores."""
         return {
             "model": self.model,
+            "card": dict(self.card),
             "verdict": self.verdict.answer,
             "detail": self.verdict.detail,
             "why": self.verdict.why,
@@ -171,7 +176,8 @@ def run_motion(
     if not scored:
         reasons = "; ".join(dict.fromkeys(failed.values()))
         raise UsageError(f"no clip could be used: {reasons or 'none given'}")
-    return summarise(source.card.id, scored, failed, settings, rule)
+    report = summarise(source.card.id, scored, failed, settings, rule)
+    return replace(report, card=asdict(source.card))
 
 
 def summarise(
@@ -281,6 +287,7 @@ def _sizes(scored: Sequence[VideoScores]) -> dict[str, dict[str, float]]:
 def _row(one: VideoScores) -> dict[str, Any]:
     return {
         "id": one.id,
+        "sha256": one.sha256,
         "video": one.video,
         "label": one.label,
         "rows": one.rows,

@@ -70,6 +70,7 @@ class VideoScores:
     uniform: float = float("nan")
     cut_edges: Mapping[str, int] = field(default_factory=dict)
     not_cut: Mapping[str, str] = field(default_factory=dict)
+    sha256: str = ""
 
 
 def score_clip(source: AttentionSource, sample: Sample, settings: Settings, number: int = 0) -> list[VideoScores]:
@@ -117,6 +118,7 @@ def _entry(intact: Intact, parts: Sequence[_Part], cut: _Cuts, label: str, label
         uniform=cut.found.uniform,
         cut_edges=cut.counts,
         not_cut=cut.failed,
+        sha256=intact.sample.sha256,
     )
 
 
