@@ -70,9 +70,16 @@ def test_hooks_are_gone_after_an_exception() -> None:
     path = next(iter(next(site for site in source.sites if site.id == "decoder.cross").modules))
     module = source.module.get_submodule(path.partition("#")[0])
     before = len(module._forward_pre_hooks)
-    with pytest.raises(RuntimeError, match="cut off"), ReferencePoints(source.module, [path]):
-        assert len(module._forward_pre_hooks) == before + 1
-        raise RuntimeError("cut off")
+    counted: list[int] = []
+
+    def cut_off() -> None:
+        with ReferencePoints(source.module, [path]):
+            counted.append(len(module._forward_pre_hooks))
+            raise RuntimeError("cut off")
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        cut_off()
+    assert counted == [before + 1]
     assert len(module._forward_pre_hooks) == before
 
 

@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 pytest.importorskip("transformers")
 
 from detr_models import photos, tiny
+from foveate.capture.sampling import reference_point, sampling_points
+from foveate.capture.trace import trace
 from foveate.cli import main
 from foveate.data.run import Run
 from foveate.data.validate import validate
 from foveate.detection import sampling_points as points
-from foveate.errors import UsageError
-from foveate.interfaces import TokenAxis
+from foveate.errors import StoreError, UsageError
+from foveate.interfaces import CallKey, TokenAxis
+from foveate.render.detection_stored import stored
 from foveate.study.capture import run_capture
 from foveate.study.measure import measure_run
 from foveate.study.measure_points import NAMES, POINT_METRICS, stored_splat
@@ -60,7 +64,7 @@ def test_points_are_labelled_and_the_run_is_valid(run: Run) -> None:
     assert validate(run.path, deep=True) == []
 
 
-@pytest.mark.parametrize("name", ["RT-DETRv2, discrete", "Deformable DETR", "RF-DETR"])
+@pytest.mark.parametrize("name", ["RT-DETRv2, discrete", "Deformable DETR"])
 def test_the_stored_points_make_the_captured_rows(name: str, tmp_path: Path) -> None:
     run = captured(name, tmp_path)
     for site_id in run.site_ids:
@@ -93,6 +97,60 @@ def test_plans_ask_points_of_deformable_sites_only() -> None:
         build_plan(tiny("DETR"), reductions=("points",))
     with pytest.raises(UsageError, match="rows kept"):
         build_plan(tiny("RT-DETR"), reductions=("points",), rows="none")
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+def test_pictures_come_from_the_run_alone(run: Run, tmp_path: Path) -> None:
+    """The run was captured from a source in memory: it could not be opened again."""
+    with pytest.raises(StoreError, match="source in memory"):
+        run.open_source()
+    for kind in ("points", "splat"):
+        out = tmp_path / f"{kind}.png"
+        args = [
+            "plot",
+            str(run.path),
+            "--kind",
+            kind,
+            "-o",
+            str(out),
+            "--query",
+            "3",
+            "--layer",
+            "0",
+            "--head",
+            "1",
+        ]
+        result = CliRunner().invoke(main, args)
+        assert result.exit_code == 0, result.output
+        words = Image.open(out).info["Description"]
+        assert "query 3" in words
+        assert "head 1 of 4" in words
+
+
+def test_drawn_points_are_those_of_the_model(run: Run) -> None:
+    source: Any = tiny("RT-DETR")
+    batch = source.encode([run.load_sample(0), run.load_sample(1)])  # the batch it was captured in
+    with torch.no_grad():
+        traced = trace(source, batch, sites=[CROSS])
+        call = CallKey(CROSS, 1)
+        expected = sampling_points(traced, call, 3, sample=1)
+        reference = reference_point(source, batch, call, 3, sample=1)
+    found, panel, rule = stored(run, 1, 3)
+    order = np.argsort(expected.head, kind="stable")  # stored head by head
+    for name, tolerance in (("y", 1e-2), ("x", 1e-2), ("weight", 1e-4), ("level", 0), ("head", 0)):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name)[order], atol=tolerance, rtol=1e-3)
+    np.testing.assert_allclose(found.reference, reference, atol=1e-2)
+    rows = run.site(CROSS)["attention"].isel(sample=1, layer=1, query=3).mean("head").values
+    assert panel.values.sum() == pytest.approx(rows.sum(), abs=1e-4)
+    assert "query 3, layer 1 of 0–1, mean of 4 heads" in str(rule)
+    with pytest.raises(UsageError, match="query 99"):
+        stored(run, 1, 99)
+    with pytest.raises(UsageError, match="head 9"):
+        stored(run, 1, 3, head=9)
+    with pytest.raises(UsageError, match="no sampling points were kept of encoder"):
+        stored(run, 1, 3, site="encoder.self")
 
 
 # ------------------------------------------------------------------------------------------- metrics

@@ -51,9 +51,9 @@ class ReferencePoints:
     def at(self, path: str, batch: int, size: tuple[int, ...]) -> Tensor | None:
         """The latest references of a module as float32 ``(batch, query, 4)``: y, x, height, width.
 
-        In pixels of an input of ``size`` (..., height, width). Height and width are 0 where references are points and
-        not boxes. None where the module was told none. One reference for each level (they differ by the rounding
-        of each level's own padding) becomes their mean.
+        In pixels of an input of ``size`` (..., height, width). Height and width are 0 where references are points
+        and not boxes. None where the module was told none. One reference for each level (they differ by the
+        rounding of each level's own padding) becomes their mean.
         """
         found = self._heard.get(path.partition("#")[0])
         if found is None or found.dim() < 3 or found.shape[-1] not in (2, 4):

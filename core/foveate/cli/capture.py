@@ -41,7 +41,8 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 default="entropy,received",
                 show_default=True,
                 metavar="LIST",
-                help="Over all rows: entropy, received, head_mean, topk; or none. points: where deformable rows sampled.",
+                help="Over all rows: entropy, received, head_mean, topk; or none. Of kept rows: points "
+                "(where deformable attention sampled).",
             ),
             click.option("--topk", default=16, show_default=True, help="Keys kept by the reduction topk."),
             click.option(

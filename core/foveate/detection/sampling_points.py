@@ -1,12 +1,12 @@
 """What the sampling points of deformable attention do: mass in the image, mass by level, offsets, the exact row.
 
-Zhu et al. 2021 (Deformable DETR, ICLR, arXiv:2010.04159, eq. 3): a head reads values at points p_q + dp with weights
-that sum to 1 over all points of all levels. The value at a point is bilinear in the four cells around it; outside the
-feature map it is 0. So every number here is a sum over points, and the dense row is their splat.
+Zhu et al. 2021 (Deformable DETR, ICLR, arXiv:2010.04159, eq. 3): a head reads values at points p_q + dp with
+weights that sum to 1 over all points of all levels. The value at a point is bilinear in the four cells around it;
+outside the feature map it is 0. So every number here is a sum over points, and the dense row is their splat.
 
 Arrays are as a run stores them: ``location`` (..., layer, head, query, point, 2), (y, x) in pixels of the model's
-input; ``weight`` and ``level`` (..., layer, head, query, point); ``reference`` (..., layer, query, 4): y, x, height,
-width in the same pixels, height and width 0 where the reference is a point.
+input; ``weight`` and ``level`` (..., layer, head, query, point); ``reference`` (..., layer, query, 4): y, x,
+height, width in the same pixels, height and width 0 where the reference is a point.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LevelCells:
-    """One feature map among the keys: ``rows x columns`` cells of ``height x width`` pixels from key ``start`` on."""
+    """One feature map among the keys: ``rows x columns`` cells of ``height x width`` pixels."""
 
     level: int
     start: int
@@ -113,7 +113,7 @@ def image_mass(location: ArrayLike, weight: ArrayLike, level: ArrayLike, key: To
 
 
 def levels_mass(weight: ArrayLike, level: ArrayLike, count: int) -> NDArray[np.float64]:
-    """Weight of the points on each of ``count`` levels (..., level), before what falls outside is lost; sums to 1."""
+    """Weight of the points on each of ``count`` levels (..., level); sums to 1, points outside included."""
     share, of = np.asarray(weight, np.float64), np.asarray(level)
     return np.stack([np.where(of == number, share, 0.0).sum(-1) for number in range(count)], -1)
 

@@ -17,6 +17,7 @@ _RENDERERS = (
     ("film-strip", "detection_renderers:Layers", "one sample of a detector: every decoder layer"),
     ("cross-objects", "detection_renderers:CrossObjects", "one sample of a detector: attention in whose box"),
     ("points", "detection_renderers:Points", "one sample of a deformable detector: where a query sampled"),
+    ("splat", "detection_renderers:Splat", "one sample of a deformable detector: the row of its stored points"),
     ("strip", "clip_renderers:Strip", "one clip: its frames with a track's map and outline"),
     ("ribbon", "clip_renderers:Ribbon", "one clip: how much of a row lies on each frame, layer by layer"),
     ("frames", "clip_renderers:Frames", "all clips: attention from each frame to each frame"),

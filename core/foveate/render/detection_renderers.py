@@ -11,6 +11,8 @@ from foveate.render import selection as pick
 from foveate.render.detection import DetectedObject, cross_objects, film_strip, objects
 from foveate.render.detection_points import deformable
 from foveate.render.detection_sampled import sampled
+from foveate.render.detection_stored import sites_with_points, stored
+from foveate.render.triptych import triptych
 
 MOST_OBJECTS = 11
 """Objects drawn where no --count is given, best first; the title says where there are more."""
@@ -71,15 +73,34 @@ class Points(Renderer):
     def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
         """Options: sample, site, layer, head, query (an object query; the surest object's by default).
 
-        The model is opened and run again on this sample. ``scale`` is always lift.
+        Drawn from the points that the run keeps; where it keeps none, the model is opened and run again on this
+        sample. ``scale`` is always lift.
         """
         given = pick.options_for(("sample", "site", "layer", "head", "query"), options, self.name)
         query = given.pop("query", None)
         position = pick.position_of(selection, given.pop("sample", read.first_with_objects(selection)))
         one = _object(selection, position, query)
-        points, splat, rule = sampled(selection, position, one.query, **given)
+        from_run = bool(sites_with_points(selection))
+        points, splat, rule = (stored if from_run else sampled)(selection, position, one.query, **given)
         title = f"{selection.samples['id'].values[position]}: where query {one.query} ({one.name}) sampled"
         return deformable(points, splat, rule, title=title, one=one).save(out)
+
+
+class Splat(Renderer):
+    """The dense row that sampling points make."""
+
+    name = "splat"
+    draws = "one sample of a deformable detector: the row that an object's stored sampling points make"
+
+    def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
+        """Options: sample, site, layer, head, query (an object query; the surest object's by default)."""
+        given = pick.options_for(("sample", "site", "layer", "head", "query"), options, self.name)
+        query = given.pop("query", None)
+        position = pick.position_of(selection, given.pop("sample", read.first_with_objects(selection)))
+        one = _object(selection, position, query)
+        _, splat, rule = stored(selection, position, one.query, **given)
+        title = f"{selection.samples['id'].values[position]}: the row of query {one.query} ({one.name})"
+        return triptych(splat, rule, title=title, scale=scale).save(out)
 
 
 def _object(run: Any, position: int, query: int | None) -> DetectedObject:

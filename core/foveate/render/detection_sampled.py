@@ -1,4 +1,4 @@
-"""Sampling points of one object of a run: the model is run again on the sample, since a run keeps rows only."""
+"""Sampling points of one object of a run: the model is run again where the run keeps rows only."""
 
 from __future__ import annotations
 

@@ -44,21 +44,21 @@ class PointMetric:
     circular: bool = False
 
 
-def _arrays(site: xr.Dataset, *names: str) -> list[NDArray[Any]]:
-    return [np.asarray(site[name].values) for name in names]
+def _arrays(site: xr.Dataset, *names: str) -> dict[str, NDArray[Any]]:
+    return {name: np.asarray(site[name].values) for name in names}
 
 
 def _mass(site: xr.Dataset, key: TokenAxis) -> NDArray[np.float64]:
-    return points.image_mass(*_arrays(site, "location", "weight", "level"), key)
+    return points.image_mass(**_arrays(site, "location", "weight", "level"), key=key)
 
 
 def _levels(site: xr.Dataset, key: TokenAxis) -> NDArray[np.float64]:
-    return points.levels_mass(*_arrays(site, "weight", "level"), len(points.level_cells(key)))
+    return points.levels_mass(**_arrays(site, "weight", "level"), count=len(points.level_cells(key)))
 
 
 def _cells(part: str) -> Callable[[xr.Dataset, TokenAxis], NDArray[np.float64]]:
     def compute(site: xr.Dataset, key: TokenAxis) -> NDArray[np.float64]:
-        found = points.offsets_in_cells(*_arrays(site, "location", "weight", "level", "reference"), key)
+        found = points.offsets_in_cells(**_arrays(site, "location", "weight", "level", "reference"), key=key)
         return np.asarray(getattr(found, part))
 
     return compute
@@ -66,7 +66,7 @@ def _cells(part: str) -> Callable[[xr.Dataset, TokenAxis], NDArray[np.float64]]:
 
 def _boxes(part: str) -> Callable[[xr.Dataset, TokenAxis], NDArray[np.float64]]:
     def compute(site: xr.Dataset, key: TokenAxis) -> NDArray[np.float64]:
-        found = points.offsets_in_boxes(*_arrays(site, "location", "weight", "reference"))
+        found = points.offsets_in_boxes(**_arrays(site, "location", "weight", "reference"))
         return np.asarray(getattr(found, part))
 
     return compute
@@ -80,7 +80,8 @@ POINT_METRICS: tuple[PointMetric, ...] = (
         "points_distance_cells", "mean distance from the reference", "cell", (0, _INF), _cells("length"), _TOLD
     ),
     PointMetric(
-        "points_spread_cells", "root mean square distance from their mean", "cell", (0, _INF), _cells("spread"), _TOLD
+        "points_spread_cells", "root mean square distance from their mean", "cell", (0, _INF), _cells("spread"),
+        _TOLD,
     ),
     PointMetric(
         "points_one_sided", "mean offset over mean distance, in cells", "1", (0, 1), _cells("one_sided"), _TOLD
@@ -93,7 +94,8 @@ POINT_METRICS: tuple[PointMetric, ...] = (
         "points_distance_boxes", "mean distance from the reference", "box", (0, _INF), _boxes("length"), _TOLD
     ),
     PointMetric(
-        "points_spread_boxes", "root mean square distance from their mean", "box", (0, _INF), _boxes("spread"), _TOLD
+        "points_spread_boxes", "root mean square distance from their mean", "box", (0, _INF), _boxes("spread"),
+        _TOLD,
     ),
 )  # fmt: skip
 """Every metric of points. Those in boxes are NaN where a layer's references are points without extent."""
@@ -118,7 +120,8 @@ def write_points(run: Run, site_id: str, metric: PointMetric, product: str, *, o
     source = "stored float32 sampling points"
     attrs = {
         "units": metric.unit, "long_name": metric.summary, "citation": ZHU, "computed_from": source,
-        "valid_min": float(metric.bounds[0]), "valid_max": float(metric.bounds[1]), "circular": int(metric.circular),
+        "valid_min": float(metric.bounds[0]), "valid_max": float(metric.bounds[1]),
+        "circular": int(metric.circular),
     }  # fmt: skip
     coords = {
         str(name): coord
@@ -142,8 +145,8 @@ def write_points(run: Run, site_id: str, metric: PointMetric, product: str, *, o
 def stored_splat(run: Run, site_id: str, position: int) -> xr.DataArray:
     """Dense rows ``(*group, layer, head, query, key)`` of one sample, float64, made from its stored points.
 
-    Equal to rows that were captured beside them but for the rounding of stored numbers. Raises UsageError where the
-    run kept no points of the site, and SampleError where the sample failed.
+    Equal to rows that were captured beside them but for the rounding of stored numbers. Raises UsageError where
+    the run kept no points of the site, and SampleError where the sample failed.
     """
     import xarray as xr
 
@@ -155,7 +158,8 @@ def stored_splat(run: Run, site_id: str, position: int) -> xr.DataArray:
         )
     run.geometry(position)  # a failed sample has none
     one = site.isel(sample=position)
-    rows = points.splat(*_arrays(one, "location", "weight", "level"), tokens_of(site, "key", position))
+    key = tokens_of(site, "key", position)
+    rows = points.splat(**_arrays(one, "location", "weight", "level"), key=key)
     dims = [dim for dim in one["weight"].dims if dim != "point"]
     coords = {name: coord for name, coord in one.coords.items() if set(coord.dims) <= {*dims, "key"}}
     return xr.DataArray(rows, dims=(*dims, "key"), coords=coords, name="attention")
