@@ -30,7 +30,7 @@ VERBS: dict[str, str] = {
     "capture": "Record what a model attends to on images, as labelled arrays.",
     "import": "Make a run of what an exporter recorded in another environment.",
     "metrics": "Measure the attention of a run.",
-    "analyse": "Analyse a detector: its queries, layers, heads and objects, beside baselines.",
+    "analyse": "Analyse a detector, or attention over the frames of clips, beside baselines.",
     "attribute": "Explain predictions with gradients, perturbations or attention.",
     "faithfulness": "Test whether explanations explain: deletion, insertion, controls.",
     "motion": "Test whether a video model decides by appearance, by motion, or by both.",

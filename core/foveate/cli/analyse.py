@@ -1,4 +1,4 @@
-"""``foveate analyse``: what the queries, layers and heads of a detector do, each number beside its baseline."""
+"""``foveate analyse``: what a detector's queries, layers and heads do, or attention over a clip's frames."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ HEADER = ("SITE", "LAYER", "HEAD", "N", "MEAN", "95 % INTERVAL", "BASELINE", "IS
 @click.option(
     "--truth", type=click.Path(dir_okay=False, exists=True), help="JSON of true objects: label, box, mask of each."
 )
-@click.option("--at-most", type=click.IntRange(min=1), metavar="N", help="The first N images only.")
-@click.option("-o", "--output", type=click.Path(file_okay=False), help="Folder for lines.csv, values.csv.")
+@click.option("--at-most", type=click.IntRange(min=1), metavar="N", help="The first N samples only.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False), help="Folder for lines.csv, values.csv, figures."
+)
 @click.option("--seed", default=0, show_default=True, help="Of permutations, shifts and intervals.")
 @device_option
 @json_option
@@ -40,11 +42,12 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Analyse RUN of a detector, captured with --rows all.
+    """Analyse RUN of a detector or of clips, captured with --rows all.
 
-    The unit is the image: MEAN is over N images with a 95 % bootstrap interval. DIFFERS says whether the paired
-    difference to the baseline excludes 0 (or p <= 0.05 of a permutation test); lines are not corrected for their
-    number. Analyses that RUN cannot give are left out with the reason, on stderr.
+    The unit is the image or the video: MEAN is over N of them with a 95 % bootstrap interval. DIFFERS says whether
+    the paired difference to the baseline excludes 0 (or p <= 0.05 of a permutation test; "untested" below eight
+    videos); lines are not corrected for their number. Analyses that RUN cannot give are left out with the reason,
+    on stderr. Arrays over time are kept in RUN as temporal/ANALYSIS.
     """
     if list_analyses:
         _list(as_json)
@@ -75,23 +78,39 @@ def _analyse(
     from foveate.data.run import Run
     from foveate.study.detection import analyse_run
     from foveate.study.detection_subject import Subject
+    from foveate.study.temporal import analyse_clips
+    from foveate.study.temporal_subject import ClipSubject
 
     overrides = {"device": find_device(device)} if device != "cpu" else {}
-    subject = Subject(Run.open(run), Path(truth) if truth else None, at_most, seed, overrides)
+    opened, true_objects = Run.open(run), Path(truth) if truth else None
     progress = None if quiet else (lambda name: say(f"{name} ..."))
     folder = Path(output) if output else None
+    if opened.media == "clip":
+        clips = ClipSubject(opened, at_most, seed, overrides)
+        if true_objects is not None:
+            raise UsageError(
+                "--truth is for runs of images; true masks of clips are a column of the manifest",
+                remedy="leave --truth out, and capture with a manifest that has the column mask",
+            )
+        return analyse_clips(clips, names or None, out=folder, seed=seed, progress=progress)
+    subject = Subject(opened, true_objects, at_most, seed, overrides)
     return analyse_run(subject, names or None, out=folder, seed=seed, progress=progress)
 
 
 def _list(as_json: bool) -> None:
-    from foveate.study.detection import ANALYSES
+    from foveate.study.detection import ANALYSES as OF_DETECTORS
+    from foveate.study.temporal import ANALYSES as OF_CLIPS
 
+    listed = [
+        {"name": a.name, "of": of, "needs": a.needs, "summary": a.summary}
+        for of, analyses in (("detectors", OF_DETECTORS), ("clips", OF_CLIPS))
+        for a in analyses.values()
+    ]
     if as_json:
-        emit({"analyses": [{"name": a.name, "needs": a.needs, "summary": a.summary} for a in ANALYSES.values()]})
+        emit({"analyses": listed})
     else:
-        click.echo(
-            table([(a.name, a.needs, a.summary) for a in ANALYSES.values()], ("ANALYSIS", "NEEDS", "QUESTION"))
-        )
+        rows = [tuple(entry[key] for key in ("name", "of", "needs", "summary")) for entry in listed]
+        click.echo(table(rows, ("ANALYSIS", "OF", "NEEDS", "QUESTION")))
 
 
 def _print(report: Report) -> None:

@@ -9,7 +9,7 @@ corrected for their number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +18,7 @@ import numpy as np
 
 from foveate.errors import FoveateError, UsageError
 from foveate.stats.intervals import bootstrap_mean
+from foveate.study.detection_products import store as store_findings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,13 +166,17 @@ ANALYSES: dict[str, Analysis] = {row[0]: Analysis(*row) for row in _LIST}
 
 @dataclass(frozen=True)
 class Report:
-    """``lines`` of all analyses; ``left_out`` name -> why; ``values`` one row an image and quantity; ``files``."""
+    """``lines`` of all analyses; ``left_out`` name -> why; ``values`` one row an image and quantity.
+
+    ``files`` and ``products`` (of the run) say where they were written.
+    """
 
     path: Path
     lines: list[Line]
     left_out: dict[str, str]
     values: pd.DataFrame
     files: list[Path] = field(default_factory=list)
+    products: list[str] = field(default_factory=list)
 
 
 def analyse_run(
@@ -180,9 +185,13 @@ def analyse_run(
     *,
     out: Path | None = None,
     seed: int = 0,
+    store: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Run analyses (default: all that can) on a run of a detector.
+
+    Findings become products of the run, ``analyses/<name>`` (:mod:`foveate.study.detection_products`), unless
+    ``store`` is False.
 
     An analysis that cannot be made is left out with its reason; where it was asked for by name, that is an
     error. ``out``: folder for ``lines.csv``, ``values.csv`` (per image) and ``left_out.csv``. Raises UsageError
@@ -192,6 +201,7 @@ def analyse_run(
     lines: list[Line] = []
     left_out: dict[str, str] = {}
     rows: list[dict[str, object]] = []
+    products: list[str] = []
     for analysis in chosen:
         if progress:
             progress(analysis.name)
@@ -204,13 +214,16 @@ def analyse_run(
                 raise
             left_out[analysis.name] = error.message.splitlines()[0]
             continue
-        lines += [line_of(analysis.name, finding, seed=seed) for finding in findings]
+        own = [line_of(analysis.name, finding, seed=seed) for finding in findings]
+        lines += own
+        if store:
+            products.append(store_findings(analysis, findings, own, subject, seed=seed))
         rows += [row for finding in findings for row in _rows(analysis.name, finding, subject)]
     import pandas as pd
 
     values = pd.DataFrame(rows)
-    report = Report(subject.run.path, lines, left_out, values)
-    return report if out is None else _written(report, out)
+    report = Report(subject.run.path, lines, left_out, values, products=products)
+    return report if out is None else written(report, out)
 
 
 def line_of(analysis: str, finding: Finding, *, seed: int = 0) -> Line:
@@ -263,7 +276,8 @@ def _rows(analysis: str, finding: Finding, subject: Subject) -> list[dict[str, o
     ]
 
 
-def _written(report: Report, out: Path) -> Report:
+def written(report: Report, out: Path) -> Report:
+    """The report with its tables in the folder ``out``."""
     import pandas as pd
 
     out.mkdir(parents=True, exist_ok=True)
@@ -278,4 +292,4 @@ def _written(report: Report, out: Path) -> Report:
     report.values.to_csv(files[1], index=False)
     left = [{"analysis": name, "reason": why} for name, why in report.left_out.items()]
     pd.DataFrame(left, columns=["analysis", "reason"]).to_csv(files[2], index=False)
-    return Report(report.path, report.lines, report.left_out, report.values, files)
+    return replace(report, files=files)
