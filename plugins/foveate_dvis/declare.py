@@ -14,6 +14,15 @@ def foveate_sources() -> list[SourceSpec]:
     """Video models."""
     return [
         SourceSpec(
+            name="detectron2",
+            target="foveate_dvis.detectron2_source:Detectron2Source",
+            summary="a model of a detectron2 installation of your own: Mask2Former, ViTDet and others",
+            capabilities=frozenset({"spatial", "gradients", "objects"}),
+            requires=("detectron2", "torchvision"),
+            remedy="install detectron2 from its repository, facebookresearch/detectron2; or record the model "
+            "where it runs: python -m foveate_dvis.exporter",
+        ),
+        SourceSpec(
             name="dvis-daq",
             target="foveate_dvis.daq_source:DaqSource",
             summary="DVIS-DAQ: video instance segmentation, online or offline, with tracks that come and go",
@@ -24,7 +33,7 @@ def foveate_sources() -> list[SourceSpec]:
         SourceSpec(
             name="recording",
             target="foveate_dvis.recording_source:RecordingSource",
-            summary="what the exporter recorded of a model in another environment (DVIS-DAQ, detectron2, any other)",
+            summary="what the exporter recorded of a model in another environment, DVIS-DAQ or any other",
             capabilities=frozenset({"spatial", "temporal", "objects"}),
         ),
         SourceSpec(

@@ -22,10 +22,11 @@ from foveate_dvis.daq.state import TrackerState
 from foveate_dvis.daq_clips import DaqClips
 from foveate_dvis.daq_opening import OpenedDaq
 from foveate_dvis.daq_source import DaqSource
+from foveate_dvis.module_sites import FoundSite, label
 from foveate_dvis.recording import Recording
 from foveate_dvis.recording_pictures import write_pictures
 from foveate_dvis.recording_play import Player
-from foveate_dvis.recording_sites import FoundSite, found_sites, label
+from foveate_dvis.recording_shapes import recorded_sites
 from foveate_dvis.recording_source import check_unchanged, recorded_batch, recorded_facts
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class RecordedDaq(DaqSource):
         self._missing = tuple(site.id for site in self._sites if site not in whole and not site.optional)
         self._sites = whole
         known = {path for site in self._sites for path in site.modules}
-        self._found: dict[str, FoundSite] = found_sites(
+        self._found: dict[str, FoundSite] = recorded_sites(
             recording, {path: made for path, made in calls.items() if path not in known}
         )
         self._sites = (*self._sites, *(one.site for one in self._found.values()))

@@ -28,10 +28,11 @@ from foveate.interfaces import (
     Step,
     Target,
 )
+from foveate_dvis.module_sites import FoundSite, finest, label
 from foveate_dvis.recording import Recording
 from foveate_dvis.recording_pictures import geometry_of, write_pictures
 from foveate_dvis.recording_play import Player
-from foveate_dvis.recording_sites import FoundSite, finest, found_sites, label
+from foveate_dvis.recording_shapes import recorded_sites
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +45,7 @@ class RecordingSource(AttentionSource):
         self.recording, self.card = recording, card
         self.media: Literal["image", "clip"] = "image" if recording.meta["media"] == "image" else "clip"
         self._player = Player(recording).to(device).eval()
-        self._found: dict[str, FoundSite] = found_sites(recording, self._player.calls)
+        self._found: dict[str, FoundSite] = recorded_sites(recording, self._player.calls)
         self._sites = tuple(one.site for one in self._found.values())
 
     @classmethod
@@ -104,7 +105,7 @@ class RecordingSource(AttentionSource):
         raise UsageError(f"{self.card.id}: answers of this model were not recorded", remedy=_LIVE)
 
     def label(self, call: CallKey, batch: Batch, outputs: None) -> CallLabels:
-        """See :mod:`foveate_dvis.recording_sites`."""
+        """See :mod:`foveate_dvis.module_sites`."""
         return label(self._found[call.site], call)
 
     def readout(self, batch: Batch, outputs: None, bound: BoundTarget | None = None) -> Mapping[str, Readout]:

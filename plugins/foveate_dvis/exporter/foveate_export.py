@@ -31,7 +31,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -297,7 +297,9 @@ class _Recorder:
         given_as = torch.stack([torch.as_tensor(one) for one in image]) if clip else torch.as_tensor(image)[None]
         pictures = given_as.detach().float().round().clamp(0, 255).byte().cpu().permute(0, 2, 3, 1).numpy()
         self.meta["media"] = "clip" if clip else "image"
-        original = [int(given[0].get("height", pictures.shape[1])), int(given[0].get("width", pictures.shape[2]))]
+        told: dict[str, Any] = given[0]
+        sizes = (("height", pictures.shape[1]), ("width", pictures.shape[2]))
+        original = [int(told[name]) if name in told else int(given_size) for name, given_size in sizes]
         self.set_frames(pictures if self.channels == "RGB" else pictures[..., ::-1], original)
 
     def set_frames(self, pictures: Any, original: list[int] | None) -> None:
@@ -519,7 +521,7 @@ class _Tracking:
 
     def __init__(self, recorder: _Recorder) -> None:
         self.to = recorder
-        self.model: Any = recorder.model
+        self.model = cast("Any", recorder.model)
         self.tracker = self.model.tracker
         self.frames: list[dict[str, Any]] = []
         self.tracks: dict[int, dict[str, Any]] = {}
