@@ -47,7 +47,7 @@ def command(
     The unit is the image or the video: MEAN is over N of them with a 95 % bootstrap interval. DIFFERS says whether
     the paired difference to the baseline excludes 0 (or p <= 0.05 of a permutation test; "untested" below eight
     videos); lines are not corrected for their number. Analyses that RUN cannot give are left out with the reason,
-    on stderr. Arrays over time are kept in RUN as temporal/ANALYSIS.
+    on stderr. Findings are kept in RUN as analyses/ANALYSIS, arrays over time as temporal/ANALYSIS.
     """
     if list_analyses:
         _list(as_json)
@@ -59,7 +59,9 @@ def command(
         say(f"left out: {name} ({why})")
     if as_json:
         lines = [{**asdict(line), "verdict": line.verdict} for line in report.lines]
-        emit({"run": run, "lines": lines, "left_out": report.left_out, "files": [str(f) for f in report.files]})
+        files = [str(file) for file in report.files]
+        told = {"run": run, "lines": lines, "left_out": report.left_out, "files": files}
+        emit(told | {"products": report.products})
     else:
         _print(report)
 
@@ -127,6 +129,8 @@ def _print(report: Report) -> None:
         click.echo(table([_row(line) for line in lines], HEADER))
     for file in report.files:
         say(f"wrote {file}")
+    for product in report.products:
+        say(f"in the run: {product}")
 
 
 def _row(line: Line) -> tuple[Any, ...]:

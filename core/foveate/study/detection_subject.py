@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from foveate.attribution.levels import patches_by_level, tokens_on_cells
 from foveate.data.run import Run
-from foveate.errors import SampleError, UsageError
+from foveate.errors import FoveateError, SampleError, UsageError
 from foveate.geometry import CellGrid, Geometry, regrid, tokens_to_cells
 from foveate.interfaces import TOKEN_KINDS, AttentionSource, Batch, Sample, TokenAxis
 from foveate.render.detection_run import answers_of, cross_site, threshold_of
@@ -79,9 +79,30 @@ class Subject:
 
     @cached_property
     def objects(self) -> list[list[DetectedObject]]:
-        """Per image, the stored answers above the threshold, best first."""
+        """Per image, the stored answers above the threshold, best first.
+
+        Segmenters give no boxes: theirs are the bounds of the masks that they predict, for which the model is run
+        again. Where it cannot be opened, or a mask is empty, there is no box.
+        """
         threshold = threshold_of(self.run)
-        return [[one for one in answers_of(self.run, i) if one.score > threshold] for i in self.positions]
+        found = [[one for one in answers_of(self.run, i) if one.score > threshold] for i in self.positions]
+        listed = [one for objects in found for one in objects]
+        if not listed or any(one.box is not None for one in listed):
+            return found
+        return self._bounded(found)
+
+    def _bounded(self, found: list[list[DetectedObject]]) -> list[list[DetectedObject]]:
+        try:
+            source = self.source
+        except FoveateError:
+            return found
+        made: list[list[DetectedObject]] = []
+        for places, batch in self.batches(source):
+            answers = source.predictions(source.forward(batch), batch)
+            for place, given in zip(places, answers, strict=True):
+                masks = {one.object: one.mask for one in given if one.mask is not None}
+                made.append([replace(one, box=mask_bounds(masks.get(one.query))) for one in found[place]])
+        return made
 
     @cached_property
     def source(self) -> AttentionSource:
@@ -215,6 +236,14 @@ def on_picture(values: NDArray[np.float64], grid: CellGrid, geometry: Geometry) 
     cells = geometry.grid_to_original(grid)
     seen = cells.clip(*geometry.visible)
     return Map(regrid(values, cells, seen, reduce="sum"), seen)
+
+
+def mask_bounds(mask: NDArray[np.bool_] | None) -> tuple[float, float, float, float] | None:
+    """(top, left, bottom, right) of the smallest box around a mask ``(y, x)``; None where it is empty."""
+    if mask is None or not np.any(mask):
+        return None
+    rows, columns = np.flatnonzero(np.any(mask, axis=1)), np.flatnonzero(np.any(mask, axis=0))
+    return float(rows[0]), float(columns[0]), float(rows[-1] + 1), float(columns[-1] + 1)
 
 
 def _mask(path: Path) -> NDArray[np.bool_]:
