@@ -101,3 +101,15 @@ def test_list_and_usage(run):
         done = foveate("attribute", *arguments)
         assert done.exit_code in (2, 4), done.output
         assert "error" in done.stderr
+
+
+def test_a_hint_names_the_option_that_the_method_has() -> None:
+    from foveate.cli.attribute import _more_effort
+    from foveate.plugins.manager import plugin_manager
+
+    expected = {"drise": "masks", "ig": "n_steps", "gradshap": "n_samples", "kernelshap": "evaluations_per_patch"}
+    for method, option in expected.items():
+        default = getattr(plugin_manager().spec("attribution", method).create(), option)
+        assert f"--set {method}.{option}={2 * default}" in _more_effort(method)
+    for method in ("rollout", "tool/of/others"):
+        assert "--set" not in _more_effort(method)

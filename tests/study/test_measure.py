@@ -15,6 +15,7 @@ from foveate.errors import StoreError, UsageError
 from foveate.interfaces import Metric, TokenAxis
 from foveate.metrics import labelled
 from foveate.metrics.entropy import Entropy
+from foveate.metrics.sparsity import Gini
 from foveate.study.capture import run_capture
 from foveate.study.measure import MeasureReport, measure_run
 from foveate.study.plan import build_plan
@@ -211,3 +212,19 @@ def test_keys_that_a_causal_mask_blocks_do_not_count(
     expected = [scipy.stats.entropy(row[i, : i + 1]) / np.log(i + 1) for i in range(1, len(row))]
     np.testing.assert_allclose(product[0, 0, 0, 1:], expected, rtol=1e-4)
     assert np.isnan(product[0, 0, 0, 0])  # one key leaves nothing to spread over
+
+
+def test_overwrite_computes_a_changed_metric_anew(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same name, same settings, another formula: without ``overwrite`` what is there stays."""
+    run = capture(images, tmp_path / "run.zarr")
+    measure_run(run, ["gini"])
+    product = f"metrics/{run.site_ids[0]}/gini"
+    before = run.product(product)["gini"].values
+    kernel = Gini.kernel
+    monkeypatch.setattr(Gini, "kernel", lambda self, rows, **axes: kernel(self, rows, **axes) / 2)
+    measure_run(run, ["gini"])
+    np.testing.assert_array_equal(run.product(product)["gini"].values, before)
+    measure_run(run, ["gini"], overwrite=True)
+    np.testing.assert_allclose(run.product(product)["gini"].values, before / 2, rtol=1e-6)

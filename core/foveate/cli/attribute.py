@@ -163,11 +163,27 @@ def _show(run: Path, reports: list[MethodReport], report: AttributionReport, as_
         say(f"failed: {sample}: {reason}")
     for method, reason in report.left_out.items():
         say(f"left out of default: {reason}" if reason.startswith(method) else f"left out: {method}: {reason}")
-    if any(not r.converged for r in reports):
-        say(
-            "not converged: kept out of rankings; more steps, samples or evaluations a patch may help "
-            "(--set METHOD.OPTION=VALUE, see docs/attribution.md)"
-        )
+    for method in (r.method for r in reports if not r.converged):
+        say(f"{method}: not converged, kept out of rankings; {_more_effort(method)}")
+
+
+EFFORT = ("masks", "n_steps", "n_samples", "evaluations_per_patch")
+"""Options of methods by which a map becomes surer, at more model evaluations."""
+
+
+def _more_effort(method: str) -> str:
+    """What may help a method that has not converged, by the option that it really has."""
+    from foveate.plugins.manager import plugin_manager
+
+    spec = next((spec for spec in plugin_manager().specs("attribution") if spec.name == method), None)
+    explainer = None if spec is None else spec.create()
+    known = [name for name in EFFORT if hasattr(explainer, name)]
+    if not known:
+        return "see docs/attribution.md"
+    return (
+        " or ".join(f"more by --set {method}.{name}={2 * getattr(explainer, name)}" for name in known)
+        + " may help"
+    )
 
 
 def _show_plan(plan: list[Estimate], as_json: bool) -> None:

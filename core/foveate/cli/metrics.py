@@ -30,7 +30,7 @@ HEADER = ("SITE", "METRIC", "LAYER", "N", "MEAN", "95% LOW", "HIGH", "UNIFORM", 
     show_default=True,
     help="Patch keys scaled to sum to 1, or all keys.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace metrics that were made with other settings.")
+@click.option("--overwrite", is_flag=True, help="Compute anew what is there, whatever its settings.")
 @click.option("--csv", type=click.Path(dir_okay=False), help="Write the StreetCLIP study's eight columns here.")
 @click.option(
     "--wide", type=click.Path(dir_okay=False), help="Write the well-defined metrics here (.csv or .parquet)."

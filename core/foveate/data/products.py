@@ -75,6 +75,11 @@ class ProductWriter:
         wanted = np.asarray(positions, dtype=np.intp)
         return wanted[~self.written[wanted]]
 
+    def restart(self) -> None:
+        """Take every sample as not stored, for values that are to be computed anew; cut off, it is continued."""
+        self._ledger.clear()
+        self.written[:] = False
+
     def write(
         self, at: int | Sequence[int] | NDArray[np.integer[Any]], blocks: Mapping[str, NDArray[Any]]
     ) -> None:

@@ -134,8 +134,11 @@ class Subject:
 
     def self_site(self, *, objects: bool) -> tuple[str, xr.Dataset]:
         """The self-attention of object queries, or of the picture's cells, with all rows kept."""
+        stream = self._object_stream() if objects else ""
         for name in self.run.site_ids:
             site = self.run.site(name)
+            if stream and site.attrs.get("query_stream") != stream:
+                continue  # queries that are no objects: a segmenter's text or task tokens
             if not is_plain(site) or site.attrs.get("kind") != "self":
                 continue
             kinds = self.run.tokens(name, "key", self.positions[0])
@@ -146,6 +149,13 @@ class Subject:
         raise UsageError(
             f"{self.run.path}: no whole self-attention of {whose} was kept", remedy="capture again with --rows all"
         )
+
+    def _object_stream(self) -> str:
+        """The stream of the queries that read the picture; empty where no such rows were kept."""
+        try:
+            return str(self.cross[1].attrs.get("query_stream", ""))
+        except UsageError:
+            return ""
 
     def rows(self, site: xr.Dataset, place: int) -> NDArray[np.float64]:
         """Stored attention of one image, ``(layer, head, query, key)``."""

@@ -91,7 +91,7 @@ def measure_run(
 
     ``keys`` is as in :mod:`foveate.metrics.labelled`. A metric that a site cannot give is reported as skipped;
     UsageError where nothing at all can be given, or a name is unknown. StoreError where a product is there
-    with other settings, unless ``overwrite``. ``progress`` is told of samples done.
+    with other settings, unless ``overwrite``, which computes all anew. ``progress`` is told of samples done.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     run.check_captured()
@@ -268,6 +268,9 @@ def _write(run: Run, part: _Part, keys: Keys, overwrite: bool, progress: Progres
             )
             for metric in part.metrics
         }
+        if overwrite:  # also where settings are the same: the metric itself may have changed
+            for writer in writers.values():
+                writer.restart()
         waiting = sorted({int(i) for writer in writers.values() for i in writer.pending(run.ok)})
         if waiting:
             for start, block in part.walk(part.array.isel(sample=waiting), waiting):

@@ -135,6 +135,8 @@ def write_points(run: Run, site_id: str, metric: PointMetric, product: str, *, o
         {"site": site_id, "metric": metric.name, **attrs},
         overwrite=overwrite,
     ) as writer:
+        if overwrite:
+            writer.restart()
         for position in writer.pending(run.ok):
             i = int(position)
             values = metric.compute(site.isel(sample=i), run.tokens(site_id, "key", i))
