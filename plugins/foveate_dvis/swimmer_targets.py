@@ -1,10 +1,10 @@
 """What the swimmer says of its tracks, and one number for each of them that can be explained.
 
 A query is a track: its class and its masks are bound to the query (kinds ``class`` and ``mask``), which holds the
-identities of the intact clip. ``class@match`` follows the shape instead: it reads the query whose mask overlaps the
-frozen one by :data:`MATCH_IOU` or more over the whole clip, the one of largest IoU x class probability where there
-are several. Where there is none the shape is lost: its probability is 0, a logit the smallest that any query gives
-the class.
+identities of the intact clip. ``class@match`` follows the shape instead: it reads the query whose mask overlaps
+the frozen one by :data:`MATCH_IOU` or more over the whole clip, the one of largest IoU x class probability where
+there are several. Where there is none the shape is lost: its probability is 0, a logit the smallest that any query
+gives the class.
 """
 
 from __future__ import annotations
