@@ -76,6 +76,11 @@ class Detectron2Source(AttentionSource):
         labels: Sequence[str] = (),
         channels: str = "",
     ) -> None:
+        if getattr(model, "tracker", None) is not None:
+            raise ModelError(
+                f"{card.id}: {type(model).__name__} keeps tracks: it takes clips, not pictures",
+                remedy="open its weights with source 'dvis-daq', or record it: python -m foveate_dvis.exporter",
+            )
         self._model, self.card = model.eval().requires_grad_(False), card
         self.channels = channels or str(getattr(model, "input_format", None) or "RGB")
         edge, longest = resize or (SHORTEST, LONGEST)

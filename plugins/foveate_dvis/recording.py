@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "foveate-recording", 1
 FORMS = ("dense", "deformable", "slot", "pool")
-TOLERANCE = 1e-3
-"""Largest relative error between recorded attention times values and the module's own output (half precision
-included); a wrong head, scale or mask is off by 0.1 and more."""
+TOLERANCE = {"float16": 1e-2, "bfloat16": 4e-2}
+"""Largest relative error between recorded attention times values and the module's own output, by precision ..."""
+USUAL_TOLERANCE = 1e-3
+"""... and in float32; a wrong head, scale or mask is off by 0.1 and more."""
 _REMEDY = "record it again with the exporter of this version: python -m foveate_dvis.exporter -o foveate_export.py"
 
 
@@ -40,6 +41,7 @@ class RecordedCall:
     form: str
     owner: str
     error: float | None
+    precision: str = "float32"
 
     def name(self, field: str) -> str:
         """Name of one of its arrays."""
@@ -85,10 +87,11 @@ class Recording:
                 raise ModelError(
                     f"recording {self.path}: {call.path} call {call.number} is incomplete", remedy=_REMEDY
                 )
-            if call.error is not None and not call.error <= TOLERANCE:
+            limit = TOLERANCE.get(call.precision, USUAL_TOLERANCE)
+            if call.error is not None and not call.error <= limit:
                 raise ModelError(
                     f"recording {self.path}: {call.path} call {call.number}: weights times values are "
-                    f"{call.error:.2g} from the module's own output, expected at most {TOLERANCE:g}",
+                    f"{call.error:.2g} from the module's own output, expected at most {limit:g}",
                     remedy="the module computes something else than the exporter knows: leave it out with sites=",
                 )
 
@@ -108,7 +111,8 @@ class Recording:
     def calls(self) -> tuple[RecordedCall, ...]:
         """Every recorded call in execution order."""
         told = self.meta["calls"]
-        return tuple(RecordedCall(c["path"], c["call"], c["form"], c["class"], c["error"]) for c in told)
+        names = ("path", "call", "form", "class", "error")
+        return tuple(RecordedCall(*(c[n] for n in names), c.get("dtype", "float32")) for c in told)
 
     @property
     def worst_error(self) -> float | None:

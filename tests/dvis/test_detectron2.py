@@ -302,6 +302,12 @@ def test_pictures_of_two_sizes_go_one_by_one():
         source().encode([Sample("a", picture(0)), Sample("b", picture(1, 80, 300))])
 
 
+def test_trackers_are_shown_the_way():
+    with pytest.raises(ModelError, match="keeps tracks") as caught:
+        Detectron2Source.of(fakes.sharpened(fakes.Model()))
+    assert "dvis-daq" in caught.value.remedy
+
+
 def test_labels_are_counted():
     with pytest.raises(UsageError, match="2 labels for 3 classes"):
         source(labels=["a", "b"])

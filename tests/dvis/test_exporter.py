@@ -155,6 +155,16 @@ def test_a_softmax_of_its_own(export, tmp_path):
     assert np.array_equal(found, model.attn.seen.numpy().reshape(2, fakes.HEADS, 5, 5))
 
 
+def test_half_precision_is_noted(export, tmp_path):
+    model = Holder(nn.MultiheadAttention(fakes.WIDTH, fakes.HEADS)).bfloat16()
+    x = torch.randn(5, 1, fakes.WIDTH).bfloat16()
+    with torch.no_grad(), export.record(model, tmp_path / "x.npz", frames=PICTURE):
+        model(x, x, x)
+    (call,) = opened(tmp_path / "x.npz")[1]["calls"]
+    assert call["dtype"] == "bfloat16"
+    assert 1e-4 < call["error"] < 4e-2
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_fused_attention(export, tmp_path, causal):
     class Fused(nn.Module):

@@ -193,7 +193,8 @@ class _Recorder:
                 if handler is not None and not self.busy and self._wanted(path):
                     self.busy = True
                     try:
-                        self._keep(path, *handler(module, _bound(module, args, kwargs), out))
+                        seen = handler(module, _bound(module, args, kwargs), out)
+                        self._keep(path, *seen, precision=_precision(out))
                     finally:
                         self.busy = False
                 if self.tracking is not None:
@@ -206,9 +207,15 @@ class _Recorder:
         return self.sites is None or any(fnmatch.fnmatch(path, pattern) for pattern in self.sites)
 
     def _keep(
-        self, path: str, form: str, arrays: dict[str, torch.Tensor] | None, error: float | None, why: str = ""
+        self,
+        path: str,
+        form: str,
+        arrays: dict[str, torch.Tensor] | None,
+        error: float | None,
+        why: str = "",
+        precision: str = "float32",
     ) -> None:
-        """Note one call of an attention module; ``arrays`` by field."""
+        """Note one call of an attention module; ``arrays`` by field, ``precision`` of the model's own output."""
         if arrays is None:
             self.meta["skipped"][path] = why
             return
@@ -222,7 +229,7 @@ class _Recorder:
             self.write(key + "::" + field, numbers.astype(self.dtype) if small else numbers)
         kind = type(self.modules[path]).__name__
         call = {"path": path, "call": number, "form": form, "class": kind, "fields": sorted(arrays)}
-        self.meta["calls"].append(dict(call, error=error))
+        self.meta["calls"].append(dict(call, error=error, dtype=precision))
 
     # ------------------------------------------------------------------------- softmax and fused attention
 
@@ -275,7 +282,8 @@ class _Recorder:
             with torch.no_grad():
                 self.busy = True
                 try:
-                    self._keep(self.stack[-1], *_of_fused(query, key, value, attn_mask, is_causal, more, out))
+                    seen = _of_fused(query, key, value, attn_mask, is_causal, more, out)
+                    self._keep(self.stack[-1], *seen, precision=_precision(out))
                 finally:
                     self.busy = False
             return out
@@ -346,6 +354,12 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference over the largest value, as a plain number."""
     found, expected = torch.nan_to_num(found.float()), torch.nan_to_num(expected.float())
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)) if found.numel() else 0.0
+
+
+def _precision(out: Any) -> str:
+    """ "float16" and so on: how exactly a module's output can be compared."""
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    return str(first.dtype).replace("torch.", "")
 
 
 def _by_head(weights: torch.Tensor, module: nn.Module) -> torch.Tensor:
