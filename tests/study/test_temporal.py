@@ -7,44 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
-import foveate
 from foveate.cli import main
 from foveate.data.run import Run
 from foveate.errors import UsageError
-from foveate.interfaces import AttentionSource
-from foveate.study.capture import run_capture
 from foveate.study.detection import Finding, Report
-from foveate.study.plan import build_plan
 from foveate.study.temporal import ANALYSES, analyse_clips, by_video, video_line
 from foveate.study.temporal_frames import SiteMass, _cross
 from foveate.study.temporal_subject import ClipSubject
 from foveate.temporal.frame_mass import horizon, past_share
-from foveate.testing.swimming import write_dataset
-
-MODEL = "foveate/swim-vis-untrained"
-OPTIONS = {"threshold": 0.0, "max_objects": 3}
-CLIPS = 3
-
-
-def sharp() -> AttentionSource:
-    """The model with queries and keys made larger: attention of untrained weights is even."""
-    source = foveate.open(MODEL, threshold=0.0, max_objects=3)
-    with torch.no_grad():
-        for name, weight in source.module.named_parameters():
-            if name.endswith(("attn.q.weight", "attn.k.weight")):
-                weight.mul_(4.0)
-    return source
-
-
-def capture(folder: Path, *, rows: str = "all") -> Path:
-    """A run of a few clips of six frames."""
-    source = sharp()
-    run, plan = folder / f"{rows}.zarr", build_plan(source, rows=rows)
-    run_capture(source, write_dataset(folder, CLIPS, seed=5), run, plan=plan, reference=MODEL, options=OPTIONS)
-    return run
+from temporal_runs import capture
 
 
 @pytest.fixture(scope="module")

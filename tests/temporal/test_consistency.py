@@ -8,7 +8,7 @@ from scipy.optimize import linprog
 
 from foveate.errors import UsageError
 from foveate.stats.agreement import JS_DIVERGENCE, SPEARMAN
-from foveate.temporal.consistency import consistency, displaced, measures, pearson, transport
+from foveate.temporal.consistency import compared, consistency, displaced, measures, pearson, transport, warped
 
 RNG = np.random.default_rng(3)
 
@@ -114,7 +114,7 @@ def test_one_frame_and_one_video() -> None:
 def blob(y: float, x: float, width: float = 1.5) -> np.ndarray:
     rows, columns = np.mgrid[0:20, 0:24]
     made = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * width**2))
-    return made / made.sum()
+    return np.asarray(made / made.sum())
 
 
 def test_a_map_that_follows_an_object_is_consistent_once_moved_back() -> None:
@@ -152,3 +152,41 @@ def test_an_absent_object_and_wrong_shapes() -> None:
     np.testing.assert_allclose(moved[1], values[1])
     with pytest.raises(UsageError, match="need centres"):
         displaced(values, np.zeros((3, 2)))
+
+
+def test_warped_brings_a_later_map_back() -> None:
+    """A map that moved by (1, -2) cells, and the flow that says so, give the map again where it is known."""
+    now = RNG.random((3, 8, 9))
+    later = np.roll(now, (1, -2), axis=(1, 2))
+    flow = np.broadcast_to(np.array([1.0, -2.0])[None, :, None, None], (3, 2, 8, 9))
+    back = warped(later, flow)
+    inside = np.isfinite(back)
+    assert inside[:, :-1, 2:].all()
+    assert not inside[:, -1].any()
+    ratio = back[inside].reshape(3, -1) / now[inside].reshape(3, -1)
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape))
+    np.testing.assert_allclose(np.nansum(back, axis=(1, 2)), later.sum((1, 2)))
+    np.testing.assert_allclose(warped(now, np.zeros((3, 2, 8, 9))), now)
+    with pytest.raises(UsageError, match="do not fit"):
+        warped(now, flow[:2])
+
+
+def test_windows_of_one_video_are_no_null() -> None:
+    maps = RNG.random((4, 3, 10))
+    found = consistency(maps, JS_DIVERGENCE, videos=["a", "a", "b", "b"])
+    crossed = [
+        np.mean(
+            [
+                (JS_DIVERGENCE.score(maps[i, t], maps[j, t + 1]) + JS_DIVERGENCE.score(maps[j, t], maps[i, t + 1]))
+                / 2
+                for t in range(2)
+                for j in ((2, 3) if i < 2 else (0, 1))
+            ]
+        )
+        for i in range(4)
+    ]
+    np.testing.assert_allclose(found.null, crossed)
+    again = compared(maps[:, :-1], maps[:, 1:], JS_DIVERGENCE, videos=["a", "a", "b", "b"])
+    np.testing.assert_allclose(again.pairs, found.pairs)
+    with pytest.raises(UsageError, match="two arrays"):
+        compared(maps[:, :-1], maps, JS_DIVERGENCE)

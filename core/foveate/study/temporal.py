@@ -60,6 +60,18 @@ _LIST: tuple[tuple[str, str, str, str], ...] = (
         "rows",
         "temporal_frames:frames",
     ),
+    (
+        "consistency",
+        "do maps of consecutive frames agree more than maps of other videos",
+        "rows",
+        "temporal_consistency:agree",
+    ),
+    (
+        "moving",
+        "does the map lie on what moves, more than elsewhere and than the centre",
+        "rows, masks",
+        "temporal_moving:on_what_moves",
+    ),
 )
 ANALYSES: dict[str, Analysis] = {row[0]: Analysis(*row) for row in _LIST}
 """Name -> analysis, in the order in which they run."""

@@ -9,7 +9,7 @@ moving object is punished by every fixed-place measure: :func:`displaced` moves 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,8 +46,12 @@ class Consistency:
         return -difference if self.lower_is_closer else difference
 
 
-def consistency(maps: ArrayLike, measure: Measure, *, seed: int = 0) -> Consistency:
+def consistency(
+    maps: ArrayLike, measure: Measure, *, videos: Sequence[object] | None = None, seed: int = 0
+) -> Consistency:
     """Consecutive frames of ``maps (video, frame, cell)`` compared by ``measure``.
+
+    ``videos`` names the recording of each row where some are windows of one: the null takes others only.
 
     Cells that are NaN (removed sinks, what a crop hides) do not count; a frame that is NaN throughout (the track
     is not there) leaves its pairs out. Raises UsageError where there are fewer than two frames.
@@ -58,7 +62,20 @@ def consistency(maps: ArrayLike, measure: Measure, *, seed: int = 0) -> Consiste
             f"consistency: expected maps (video, frame, cell) of at least two frames, got {values.shape}",
             remedy="one frame has no next: give clips of two frames or more",
         )
-    steps = [agreement(values[:, t], values[:, t + 1], measure, seed=seed + t) for t in range(values.shape[1] - 1)]
+    return compared(values[:, :-1], values[:, 1:], measure, videos=videos, seed=seed)
+
+
+def compared(
+    first: ArrayLike, second: ArrayLike, measure: Measure, *, videos: Sequence[object] | None = None, seed: int = 0
+) -> Consistency:
+    """Maps ``(video, step, cell)`` against what is held to be the same map one step later.
+
+    As :func:`consistency`, where the later map was brought back in place (:func:`warped`).
+    """
+    one, two = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if one.ndim != 3 or one.shape != two.shape:
+        raise UsageError(f"compared: expected two arrays (video, step, cell), got {one.shape} and {two.shape}")
+    steps = [agreement(one[:, t], two[:, t], measure, groups=videos, seed=seed + t) for t in range(one.shape[1])]
     own = np.stack([step.own for step in steps], axis=1)
     null = np.stack([step.null for step in steps], axis=1)
     return Consistency(measure.name, own, _mean(own), _mean(null), measure.lower_is_closer)
@@ -115,14 +132,34 @@ def displaced(maps: ArrayLike, shift: ArrayLike, scale: ArrayLike | None = None)
     return moved
 
 
+def warped(maps: ArrayLike, flow: ArrayLike) -> NDArray[np.float64]:
+    """Later maps brought back along the flow: ``(..., y, x)`` sampled at ``p + flow(p)``.
+
+    ``flow`` ``(..., 2, y, x)`` in cells (y, x): what is at ``p`` now is at ``p + flow`` in the later map. Outside
+    the picture there is nothing (NaN); the total is that of the later map.
+    """
+    values, motion = np.asarray(maps, np.float64), np.asarray(flow, np.float64)
+    if motion.shape != (*values.shape[:-2], 2, *values.shape[-2:]):
+        raise UsageError(f"warped: maps {values.shape} and flow {motion.shape} do not fit")
+    moved = np.empty_like(values)
+    grid = np.mgrid[0 : values.shape[-2], 0 : values.shape[-1]].astype(np.float64)
+    for place in np.ndindex(values.shape[:-2]):
+        moved[place] = _at(values[place], grid + motion[place])
+    return moved
+
+
 def _sampled(
     values: NDArray[np.float64], centre: NDArray[np.float64], home: NDArray[np.float64], grow: float
 ) -> NDArray[np.float64]:
+    y, x = np.mgrid[0 : values.shape[0], 0 : values.shape[1]].astype(np.float64)
+    return _at(values, np.stack([centre[0] + (y - home[0]) * grow, centre[1] + (x - home[1]) * grow]))
+
+
+def _at(values: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``values (y, x)`` at ``places (2, y, x)``, interpolated, scaled to the same total; NaN outside."""
     from scipy.ndimage import map_coordinates
 
     rows, columns = values.shape
-    y, x = np.mgrid[0:rows, 0:columns].astype(np.float64)
-    places = np.stack([centre[0] + (y - home[0]) * grow, centre[1] + (x - home[1]) * grow])
     known = np.isfinite(values)
     limit = np.array([rows - 1, columns - 1], np.float64)[:, None, None]
     inside = ((places >= -0.5) & (places <= limit + 0.5)).all(axis=0)
