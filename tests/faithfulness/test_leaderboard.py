@@ -198,3 +198,19 @@ def test_bad_input_is_named():
         build_leaderboard(scores().isel({"method": slice(0, 3)}))
     with pytest.raises(UsageError, match="no scores for"):
         build_leaderboard(scores(), main=ProtocolKey("deletion", "black", "logit"))
+
+
+def test_rows_over_fewer_images_say_over_how_many():
+    whole = to_text(build_leaderboard(scores())).splitlines()
+    assert " n " not in whole[2]
+    data = scores()
+    data["area"][0, :4] = np.nan
+    board = build_leaderboard(data)
+    lines = to_text(board).splitlines()
+    assert lines[2].split()[:4] == ["rank", "range", "method", "n"]
+    for line in lines[3 : 3 + len(board.rows) + 1]:
+        words = line.split()
+        for one in board.rows:
+            if one.is_ranked and one.method in words:
+                assert words[words.index(one.method) + 1] == str(one.n) == ("36" if one.method == "good" else "40")
+    assert any("good" in line and " 36 " in line for line in lines)

@@ -242,3 +242,18 @@ def test_bad_input(run, source):
 
 def test_default_is_a_set_of_known_methods():
     assert [m.name for m in build_methods(["default", "ig"])] == list(DEFAULT_METHODS)
+
+
+def test_a_run_that_was_cut_off_before_its_first_commit_says_how_to_go_on(run, source):
+    import zarr
+
+    from foveate.study.faithfulness import run_faithfulness
+
+    zarr.open_group(run.path, mode="r+")["samples/status"][:] = 0
+    for job in (
+        lambda: attribute_run(Run.open(run.path), ["ig"], source=source),
+        lambda: run_faithfulness(Run.open(run.path), source=source),
+    ):
+        with pytest.raises(StoreError, match=r"no captured sample of 5[\s\S]*") as caught:
+            job()
+        assert "continues a run that was cut off" in str(caught.value.remedy)

@@ -110,10 +110,12 @@ def _cells(board: Leaderboard) -> list[list[str]]:
     localised = [name for name in names if any(name in row.localisation for row in board.rows)]
     agreed = [name for name in _AGREEMENT if any(name in row.agreement for row in board.rows)]
     followed = any(math.isfinite(row.deletion_by_match) for row in board.rows)
+    partial = len({row.n for row in board.rows}) > 1  # some methods were cut off before their last image
     header = [
         "rank",
         "range",
         "method",
+        *(["n"] * partial),
         "deletion ↓",
         *(["by match ↓"] * followed),
         "insertion ↑",
@@ -124,7 +126,8 @@ def _cells(board: Leaderboard) -> list[list[str]]:
     lines = []
     for row in (*(r for r in board.rows if r.is_ranked or r.is_control), *board.unranked):
         matched = [number(row.deletion_by_match)] * followed
-        line = [*_place(board, row), _name(row), number(row.deletion), *matched, number(row.insertion)]
+        line = [*_place(board, row), _name(row), *([str(row.n)] * partial), number(row.deletion), *matched]
+        line += [number(row.insertion)]
         line += [*_versus(row), _signs(row)]
         line += [number(row.localisation[m].estimate) if m in row.localisation else "" for m in localised]
         line += [_signed(row.agreement[m].estimate) if m in row.agreement else "" for m in agreed]

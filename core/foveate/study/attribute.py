@@ -104,9 +104,10 @@ def attribute_run(
 
     Samples whose file is gone or changed are left out and reported. Raises UsageError for unknown methods,
     targets or options, or where a sample has more target rows than ``settings.max_targets``; StoreError
-    where maps of other settings are there already and ``settings.overwrite`` is not set.
+    where maps of other settings are there and ``settings.overwrite`` is not set, and where no sample was captured.
     """
     built = build_methods(methods, options)
+    run.check_captured()
     source = source if source is not None else run.open_source()
     first = _first_objective(run, source, settings)
     built, left_out = fitting(built, methods, first)

@@ -91,8 +91,9 @@ def run_faithfulness(
     masks, the oracle and localisation are added. With ``out``, a folder, the leaderboard is written as
     text, Markdown, CSV, JSON and a ``figure`` (png, svg or pdf). Raises UsageError where there are no maps,
     or they explain different targets or another answer than the model gives; StoreError where curves of
-    other settings are there and ``settings.overwrite`` is not set.
+    other settings are there and ``settings.overwrite`` is not set, or no sample was captured.
     """
+    run.check_captured()
     job = Job(run, source or run.open_source(), stored_maps(run, methods), settings, twin, tuple(twin_methods))
     failed = fill(job, progress)
     scores = _scores(job)
