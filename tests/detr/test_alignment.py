@@ -86,3 +86,37 @@ def test_only_known_backbones_are_shifted() -> None:
     assert not looks_from_corners(tiny("RF-DETR").module.config)
     assert not looks_from_corners(tiny("MaskFormer").module.config)
     assert not looks_from_corners(object())
+
+
+def test_levels_of_a_pyramid_look_half_a_cell_higher_than_they_are_laid() -> None:
+    """Measured, and said in the docs: cell i of stride S looks at pixel S i, and lies at S (i + 1/2).
+
+    Deformable attention samples in the model's own coordinates, in which levels tile the input; so they are laid.
+    """
+    side = 512
+    source = tiny("Deformable DETR", image_size=side)
+    base = source.module.model  # type: ignore[attr-defined]
+    averaging(base.backbone)
+    averaging(base.input_proj)
+    for projection in base.input_proj:
+        projection[1] = nn.Identity()  # group norm looks everywhere
+    pixels = torch.ones(1, 3, side, side, requires_grad=True)
+    found = base.backbone(pixels, torch.ones(1, side, side))
+    maps = [one[0] for one in (found[0] if isinstance(found, tuple) else found)]
+    levels = [base.input_proj[i](one) for i, one in enumerate(maps)]
+    levels.append(base.input_proj[len(maps)](maps[-1]))
+    strides = [side // level.shape[-1] for level in levels]
+    assert strides == [8, 16, 32, 64]
+    tokens = source._tokens(source.encode(photos((side, side))))  # type: ignore[attr-defined]
+    for number, (level, stride) in enumerate(zip(levels, strides, strict=True)):
+        cell = level.shape[-1] // 2
+        (gradient,) = torch.autograd.grad(level[0, :, cell, cell - 1].sum(), pixels, retain_graph=True)
+        mass, at = gradient[0].sum(0).double().numpy(), np.arange(side) + 0.5
+        y, x = float(mass.sum(1) @ at / mass.sum()), float(mass.sum(0) @ at / mass.sum())
+        assert (y, x) == pytest.approx((stride * cell + 0.5, stride * (cell - 1) + 0.5), abs=0.01)
+        here = tokens.level == number
+        laid = (
+            tokens.y[here].reshape(level.shape[-2:])[cell, 0],
+            tokens.x[here].reshape(level.shape[-2:])[0, cell - 1],
+        )
+        assert (laid[0] - y, laid[1] - x) == pytest.approx(((stride - 1) / 2, (stride - 1) / 2), abs=0.01)
