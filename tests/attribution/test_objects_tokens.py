@@ -9,7 +9,7 @@ import torch
 from attribution_fakes import only, snapshot
 from foveate.attribution.attention import CheferICCV21, GradAttention, LeGrad, ReadoutAttention, Rollout
 from foveate.attribution.gradcam import GradCam
-from foveate.attribution.levels import patches_by_level, tokens_on_cells
+from foveate.attribution.levels import on_finest, patches_by_level, tokens_on_cells
 from foveate.attribution.odam import Odam
 from foveate.geometry import CellGrid
 from foveate.interfaces import Target, TokenAxis
@@ -120,3 +120,13 @@ def test_every_level_of_a_pyramid_has_its_own_gradcam_weights():
         for t in level:
             assert float(found[t]) == pytest.approx(float(A[0, t] @ weights))
     assert float(found[0]) == 0.0
+
+
+def test_a_pyramid_lies_on_its_finest_cells_with_all_its_mass():
+    values = np.random.default_rng(0).random((2, 3, len(PYRAMID)))
+    laid, grid = on_finest(values, PYRAMID)
+    assert grid == CELLS
+    coarse = values[..., 17:].reshape(2, 3, 2, 2).repeat(2, axis=-2).repeat(2, axis=-1) / 4
+    np.testing.assert_allclose(laid, values[..., 1:17].reshape(2, 3, 4, 4) + coarse)
+    one = TokenAxis.patches(4, 4, height=32, width=32)
+    np.testing.assert_array_equal(on_finest(values[..., :16], one)[0], values[..., :16].reshape(2, 3, 4, 4))

@@ -14,7 +14,7 @@ from foveate.interfaces import Target
 from foveate.study.attribute import Settings, attribute_run
 from foveate.study.capture import run_capture
 from foveate.study.compare import compare_runs
-from foveate.study.compare_objects import common_objects
+from foveate.study.compare_objects import SIDES, common_objects, of_queries, surest_objects
 from foveate.study.faithfulness import run_faithfulness
 
 NAN = float("nan")
@@ -118,3 +118,28 @@ def test_windows_of_one_class_do_not_overlap():
     """What the tests above rest on."""
     (t0, l0, b0, r0), (t1, l1, b1, r1) = WINDOWS[:2]
     assert b0 <= t1 or b1 <= t0 or r0 <= l1 or r1 <= l0
+
+
+def answers(label, box, query=0):
+    data = {"label": (("sample", "rank"), np.array([[label]], object)), "object": (("sample", "rank"), [[query]])}
+    data |= {f"box_{side}": (("sample", "rank"), [[edge]]) for side, edge in zip(SIDES, box, strict=True)}
+    return xr.Dataset(data)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (("cat", (0.0, 0.0, 9.0, 10.0)), True),
+        (("cat", FAR), False),
+        (("dog", BOX), False),
+        (("cat", (NAN,) * 4), True),  # a segmenter has no boxes: the label is all that is known
+    ],
+)
+def test_readout_rows_are_of_one_object_where_label_and_box_agree(other, same):
+    a, b = surest_objects(answers("cat", BOX), answers(*other))
+    assert (a == b) is same
+
+
+def test_only_detectors_have_object_queries():
+    assert of_queries(answers("cat", BOX, 3))
+    assert not of_queries(answers("cat", BOX, -1))

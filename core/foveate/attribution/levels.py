@@ -71,6 +71,20 @@ def tokens_on_cells(
     return total
 
 
+def on_finest(values: ArrayLike, tokens: TokenAxis) -> tuple[NDArray[np.float64], CellGrid]:
+    """Values over tokens ``(..., token)`` on the cells that the patches tile, ``(..., row, column)``.
+
+    Of a pyramid these are the cells of its finest level, on which all levels add up as masses. Raises ValueError
+    where the patches of a level are not one grid.
+    """
+    levels = patches_by_level(tokens)
+    if len(levels) < 2:
+        return tokens_to_cells(values, tokens)
+    finest = tokens.take(max(levels, key=len).tolist())
+    _, grid = tokens_to_cells(np.zeros(len(finest)), finest)
+    return tokens_on_cells(values, tokens, grid), grid
+
+
 def _added(array: NDArray[np.float64], tokens: TokenAxis) -> tuple[TokenAxis, NDArray[np.float64]]:
     """Tokens of one frame, each place once: what several readers of it found there adds up (a memory)."""
     places = np.stack([tokens.level, tokens.y, tokens.x], axis=1)

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from foveate.attribution.levels import patches_by_level, tokens_on_cells
-from foveate.geometry import CellGrid, Geometry, tokens_to_cells
+from foveate.attribution.levels import on_finest, patches_by_level
+from foveate.geometry import CellGrid, Geometry
 from foveate.interfaces import TOKEN_KINDS
 from foveate.render.scale import Scale
 from foveate.render.style import HATCH, OUTLINE, UNSEEN
@@ -78,13 +78,9 @@ class Panel:
         placed[tokens.where("patch")] = True
         outside = float(np.nansum(weights[~placed]))
         keys = int((tokens.kind != TOKEN_KINDS.index("padding")).sum())
-        levels = patches_by_level(tokens)
-        if len(levels) < 2:
-            values, grid = tokens_to_cells(weights, tokens)
+        values, grid = on_finest(weights, tokens)
+        if len(patches_by_level(tokens)) < 2:
             return cls(image, geometry, values, grid, 1.0 / keys, title, outside)
-        finest = tokens.take(max(levels, key=len).tolist())
-        _, grid = tokens_to_cells(np.zeros(len(finest)), finest)
-        values = tokens_on_cells(weights, tokens, grid)
         # uniform attention gives every cell its share of the mass on patches
         return cls(image, geometry, values, grid, placed.sum() / keys / values.size, title, outside)
 

@@ -95,12 +95,12 @@ def attention_tiles(
     where: Mapping[str, int] | None = None,
 ) -> tuple[Panel, NDArray[np.float64], list[int], list[str], Rule]:
     """One kept row in every layer and head: ``(layer, head, row, column)`` with layers and head names."""
-    from foveate.geometry import tokens_to_cells
+    from foveate.attribution.levels import on_finest
 
     name, dataset = site_of(run, site)
     rows = _grouped(dataset["attention"], where).isel(sample=position, query=_query(dataset, query))
     tokens = run.tokens(name, "key", position)
-    values, _ = tokens_to_cells(np.asarray(rows.transpose("layer", "head", "key").values), tokens)
+    values, _ = on_finest(np.asarray(rows.transpose("layer", "head", "key").values), tokens)
     panel, _ = attention_panel(run, position, site=name, query=query, where=where)
     layers = [int(number) for number in dataset["layer"].values]
     rule = Rule(

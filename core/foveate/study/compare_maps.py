@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveate.attribution.levels import on_finest
 from foveate.compare.maps import MapRule, MapSet
 from foveate.errors import UsageError
-from foveate.geometry import tokens_to_cells
 from foveate.interfaces import TOKEN_KINDS
-from foveate.study.compare_objects import common_objects, of_objects
+from foveate.study.compare_objects import common_objects, of_objects, of_queries, surest_objects
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -43,6 +44,11 @@ def load_pair(
             one, other = (attribution_maps(runs[i], positions[i], method, targets[i]) for i in (0, 1))
             return one, other
     one, other = (load_maps(runs[i], positions[i], method, layer=layer, site=sites[i]) for i in (0, 1))
+    if method == READOUT:
+        answers = [run.predictions.isel(sample=list(at)) for run, at in zip(runs, positions, strict=True)]
+        if all(of_queries(one) for one in answers):  # the row of a detector is that of its surest object
+            labels = surest_objects(*answers)
+            return replace(one, labels=labels[0]), replace(other, labels=labels[1])
     return one, other
 
 
@@ -62,13 +68,15 @@ def readout_maps(run: Run, positions: Sequence[int], *, layer: int = -1, site: s
     """The attention row that the answer is read from, mean over heads, on the model's patches."""
     name, dataset = _site(run, site)
     at = _layer_index(dataset, layer, run)
-    rows = dataset["attention"].isel(query=_query(dataset, name), layer=at, sample=list(positions))
+    rows = dataset["attention"].isel(
+        query=_query(dataset, name, of_queries(run.predictions)), layer=at, sample=list(positions)
+    )
     if extra := [str(dim) for dim in rows.dims if dim not in ("sample", "head", "key")]:
         raise UsageError(f"{run.path}, site {name}: comparing maps over {', '.join(extra)} is not defined yet")
     weights = np.asarray(rows.transpose("sample", ..., "key").values, dtype=np.float64)
     weights = weights.mean(axis=1) if weights.ndim == 3 else weights
     tokens = run.tokens(name, "key")
-    values, grid = tokens_to_cells(weights, tokens)
+    values, grid = on_finest(weights, tokens)
     special = (tokens.kind != TOKEN_KINDS.index("patch")) & (tokens.kind != TOKEN_KINDS.index("padding"))
     return MapSet(
         model=run.model_id,
@@ -93,17 +101,18 @@ def _site(run: Run, site: str | None) -> tuple[str, xr.Dataset]:
     )
 
 
-def _query(dataset: xr.Dataset, name: str) -> int:
-    """Which kept row is the readout."""
+def _query(dataset: xr.Dataset, name: str, detector: bool) -> int:
+    """Which kept row is the readout; of a detector it is no CLS row, even where there is one."""
     if dataset.sizes["query"] == 1:
         return 0
     kinds = [TOKEN_KINDS[int(code)] for code in dataset["query_kind"].values]
-    for kind in READS:
+    for kind in () if detector else READS:
         if kinds.count(kind) == 1:
             return kinds.index(kind)
     raise UsageError(
         f"site {name}: {len(kinds)} rows were kept and none of them is plainly the readout",
-        remedy="capture again with --rows readout",
+        remedy="capture again with --rows readout, or compare maps of both runs: foveate attribute RUN -m rollout, "
+        "then --method rollout",
     )
 
 

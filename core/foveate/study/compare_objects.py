@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAME_OBJECT = 0.5
 """Smallest IoU of the boxes of one object (COCO's loosest threshold)."""
+SIDES = ("top", "left", "bottom", "right")
 
 
 def of_objects(dataset: xr.Dataset) -> bool:
@@ -35,6 +36,34 @@ def common_objects(a: xr.Dataset, b: xr.Dataset) -> tuple[NDArray[np.int64], NDA
     pairs = [_pair(a.isel(sample=i), b.isel(sample=i)) for i in range(a.sizes["sample"])]
     found = np.array(pairs, np.int64).reshape(-1, 2)
     return found[:, 0], found[:, 1]
+
+
+def of_queries(predictions: xr.Dataset) -> bool:
+    """Whether the stored answers of a run are objects of a detector."""
+    return "object" in predictions and bool((np.asarray(predictions["object"].values) >= 0).any())
+
+
+def surest_objects(a: xr.Dataset, b: xr.Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of each image the surest answer of ``a`` and of ``b`` (stored answers, rank 0), as words.
+
+    The words of an image are equal where the two are one object: the same label and, where both have boxes, boxes
+    that overlap by half or more. Readout rows of other images are rows of different objects.
+    """
+    labels = [np.asarray(one["label"].values, str)[:, 0] for one in (a, b)]
+    boxes = [_boxes(one.isel(rank=0)) for one in (a, b)]
+    overlap = iou(*(torch.as_tensor(one) for one in boxes)).numpy()
+    known = np.isfinite(boxes[0] + boxes[1]).all(axis=-1)
+    apart = (labels[0] == labels[1]) & known & (overlap < SAME_OBJECT)
+    second = [
+        f"{label}, elsewhere" if other else str(label) for label, other in zip(labels[1], apart, strict=True)
+    ]
+    return tuple(str(label) for label in labels[0]), tuple(second)
+
+
+def _boxes(answers: xr.Dataset) -> NDArray[np.float64]:
+    """``(sample, 4)``; NaN where an answer has no box."""
+    sides = [np.asarray(answers[f"box_{side}"].values, np.float64) for side in SIDES]
+    return np.stack(sides, axis=-1)
 
 
 def _pair(a: xr.Dataset, b: xr.Dataset) -> tuple[int, int]:
