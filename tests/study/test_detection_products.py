@@ -12,10 +12,16 @@ from PIL import Image
 
 pytest.importorskip("transformers")
 
+from click.testing import CliRunner
+
 import foveate
 from detr_models import photos, tiny
+from foveate.cli import main
 from foveate.data.run import Run
 from foveate.data.validate import validate
+from foveate.errors import UsageError
+from foveate.render.detection import film_strip
+from foveate.render.detection_run import first_with_objects, layer_answers, layer_strips, objects_of
 from foveate.study.capture import run_capture
 from foveate.study.detection import analyse_run
 from foveate.study.detection_subject import Subject, mask_bounds
@@ -78,6 +84,40 @@ def test_a_product_is_replaced_whole_and_can_be_left_out(run: Run) -> None:
     report = analyse_run(Subject(run), ["patterns"], store=False)
     assert report.products == []
     assert "analyses/patterns" not in run.products()
+
+
+def test_layer_answers_are_kept_and_drawn(run: Run, tmp_path: Path) -> None:
+    before = CliRunner().invoke(
+        main, ["plot", str(run.path), "--kind", "film-strip", "-o", str(tmp_path / "a.png")]
+    )
+    assert before.exit_code == 0, before.output
+    assert "final answer" in Image.open(tmp_path / "a.png").info["Description"]
+    report = analyse_run(Subject(run), ["readouts"])
+    assert report.products == ["analyses/readouts", "layer_answers"]
+    table = run.product("layer_answers")
+    source: Any = run.open_source()
+    batch = source.encode([run.load_sample(0), run.load_sample(1)])
+    for layer, answers in enumerate(source.layer_answers(batch)):
+        one = table.isel(layer=layer, sample=[0, 1])
+        np.testing.assert_allclose(one["box"].values, answers.boxes, atol=0.05)
+        np.testing.assert_allclose(one["score"].values, answers.probabilities.max(-1), atol=1e-4)
+        np.testing.assert_array_equal(one["class_index"].values, answers.probabilities.argmax(-1))
+    position = first_with_objects(run)
+    found = objects_of(run, position)
+    said = layer_answers(run, position, found, [0, 2])
+    assert said is not None
+    for shown, (first, last) in zip(found, said, strict=True):
+        np.testing.assert_allclose(last.box, shown.box, atol=0.05)
+        assert (last.label, last.query) == (shown.label, shown.query)
+        np.testing.assert_allclose(first.box, table["box"].values[position, 0, shown.query], rtol=1e-6)
+    after = CliRunner().invoke(
+        main, ["plot", str(run.path), "--kind", "film-strip", "-o", str(tmp_path / "b.png")]
+    )
+    assert after.exit_code == 0, after.output
+    assert "each layer's own answer" in Image.open(tmp_path / "b.png").info["Description"]
+    strips, layers, rule = layer_strips(run, position, found)
+    with pytest.raises(UsageError, match="answers of"):
+        film_strip(found, strips, layers, rule, answers=[row[:1] for row in said])
 
 
 # ---------------------------------------------------------------------------------- masks, no boxes

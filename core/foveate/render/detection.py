@@ -93,12 +93,17 @@ def film_strip(
     *,
     title: str = "",
     scale: str = "lift",
+    answers: Sequence[Sequence[DetectedObject]] | None = None,
 ) -> Picture:
-    """One row an object, one frame a decoder layer, on one scale; the box is the final one in every frame.
+    """One row an object, one frame a decoder layer, on one scale.
 
-    ``strips`` is ``(object, layer)``. Raises UsageError where counts differ or the scale is per image.
+    ``strips`` is ``(object, layer)``, and so are ``answers``: what the object's query said at each layer, as a
+    box and a name; without them the box is the final one in every frame. Raises UsageError where counts differ or
+    the scale is per image.
     """
     _check(found, strips)
+    if answers is not None and [len(row) for row in answers] != [len(strip) for strip in strips]:
+        raise UsageError(f"film strip: answers of {[len(row) for row in answers]} layers for {len(layers)} layers")
     if any(len(strip) != len(layers) for strip in strips):
         raise UsageError(f"film strip: {[len(s) for s in strips]} frames for {len(layers)} layers")
     if check_name(scale) == "per-image":
@@ -109,17 +114,25 @@ def film_strip(
     figure = blank(side * len(layers) + 1.5, len(found) * (side * min(ratio, 2.0) + 0.25) + 1.1)
     grid = figure.subplots(len(found), len(layers), squeeze=False)
     for number, (one, strip) in enumerate(zip(found, strips, strict=True)):
-        for axis, panel, layer in zip(grid[number], strip, layers, strict=True):
+        said = [one] * len(layers) if answers is None else answers[number]
+        for axis, panel, layer, answer in zip(grid[number], strip, layers, said, strict=True):
             show_photo(axis, panel, grey=True)
             mesh = show_map(axis, panel, colours, alpha=True)
             outline_visible(axis, panel)
-            show_box(axis, one, number)
+            show_box(axis, answer, number)
             if number == 0:
                 axis.set_title(f"layer {layer}")
+            if answers is not None:
+                axis.set_xlabel(answer.name, fontsize=7.5, labelpad=2)
         grid[number, 0].set_ylabel(f"{number + 1}  {one.name}", color=COLOURS[number % len(COLOURS)])
     colour_bar(list(grid.flat), mesh, colours, shrink=0.9)
     words = _words(rule, colours, [panel for strip in strips for panel in strip])
-    return finish(figure, title or rule.model, *words, "boxes: the final answer's, in every frame")
+    boxes = (
+        "the final answer's, in every frame"
+        if answers is None
+        else "each layer's own answer, by the model's heads"
+    )
+    return finish(figure, title or rule.model, *words, f"boxes: {boxes}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,12 +40,16 @@ class Layers(Renderer):
     draws = "one sample of a detector: each object's cross-attention in every decoder layer"
 
     def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
-        """Options: sample, site, head, count."""
+        """Options: sample, site, head, count.
+
+        Boxes are each layer's own where ``foveate analyse --analysis readouts`` kept them, else the final ones.
+        """
         given = pick.options_for(("sample", "site", "head", "count"), options, self.name)
         position, found = _found(selection, given)
         strips, layers, rule = read.layer_strips(selection, position, found, **given)
         title = _title(selection, position, found, "each object, layer by layer")
-        return film_strip(found, strips, layers, rule, title=title, scale=scale).save(out)
+        answers = read.layer_answers(selection, position, found, layers)
+        return film_strip(found, strips, layers, rule, title=title, scale=scale, answers=answers).save(out)
 
 
 class CrossObjects(Renderer):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from foveate.interfaces import TokenAxis
 
 EDGES = ("top", "left", "bottom", "right")
+LAYERS = "layer_answers"
+"""The product in which ``foveate analyse --analysis readouts`` keeps every layer's answers."""
 THRESHOLD = 0.5
 """Score above which an answer is an object, unless the model was opened with another ``threshold``."""
 
@@ -104,6 +106,34 @@ def layer_strips(
         columns.append(panels)
     what = rule.what.replace(f"layer {layers[-1]} of", "layers")
     return [list(strip) for strip in zip(*columns, strict=True)], layers, Rule(rule.model, what, rule.keys)
+
+
+def layer_answers(
+    run: Run, position: int, found: list[DetectedObject], layers: list[int]
+) -> list[list[DetectedObject]] | None:
+    """What each object's query said at each layer, ``(object, layer)``; None where no analysis kept it."""
+    if LAYERS not in run.products():
+        return None
+    table = run.product(LAYERS)
+    numbers = [int(number) for number in table["layer"].values]
+    one = table.isel(sample=position)
+    if not set(layers) <= set(numbers) or not np.isfinite(one["score"].values).all():
+        return None
+    names = list(table.attrs["labels"])
+    one = one.isel(layer=[numbers.index(layer) for layer in layers])
+    boxes, scores, classes = (one[name].values for name in ("box", "score", "class_index"))
+    return [
+        [
+            DetectedObject(
+                names[int(classes[at, shown.query])] if names else str(int(classes[at, shown.query])),
+                float(scores[at, shown.query]),
+                shown.query,
+                tuple(float(edge) for edge in boxes[at, shown.query]),  # type: ignore[arg-type]  # four edges
+            )
+            for at in range(len(layers))
+        ]
+        for shown in found
+    ]
 
 
 def cross_table(panels: list[Panel], found: list[DetectedObject]) -> CrossTable:

@@ -19,6 +19,7 @@ import numpy as np
 from foveate.errors import FoveateError, UsageError
 from foveate.stats.intervals import bootstrap_mean
 from foveate.study.detection_products import store as store_findings
+from foveate.study.detection_products import store_layers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,6 +219,8 @@ def analyse_run(
         lines += own
         if store:
             products.append(store_findings(analysis, findings, own, subject, seed=seed))
+            if analysis.name == "readouts":
+                products.append(store_layers(subject))
         rows += [row for finding in findings for row in _rows(analysis.name, finding, subject)]
     import pandas as pd
 

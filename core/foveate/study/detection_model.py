@@ -15,7 +15,7 @@ from foveate.capture.interventions import AblateHeads
 from foveate.capture.trace import Trace, trace
 from foveate.detection.approximation import METHODS, errors_at
 from foveate.detection.importance import importance
-from foveate.detection.readouts import LayeredDetector, layer_stability
+from foveate.detection.readouts import layer_stability
 from foveate.detection.redundancy import overlaps
 from foveate.detection.scale import scale_divergence
 from foveate.errors import FoveateError, UsageError
@@ -40,18 +40,12 @@ SCALES = (0.75, 1.5)
 
 def readouts(subject: Subject) -> Iterator[Finding]:
     """Every decoder layer read by the model's own heads, and matched to true objects, else the last layer's."""
-    source = subject.source
-    if not isinstance(source, LayeredDetector):
-        raise UsageError(f"{subject.run.model_id}: its decoder layers cannot be read by its own heads")
     tables: dict[int, Any] = {}
     queries = 1
-    for places, batch in subject.batches():
-        answers = source.layer_answers(batch)
-        p, b = (np.stack([getattr(one, name) for one in answers]) for name in ("probabilities", "boxes"))
-        queries = p.shape[2]
-        for row, place in enumerate(places):
-            classes, boxes = _wanted(subject, place, p[-1, row], b[-1, row])
-            tables[place] = layer_stability(p[:, row], b[:, row], classes, boxes, size=subject.size(place))
+    for place, (p, b) in enumerate(subject.layered):
+        queries = p.shape[1]
+        classes, boxes = _wanted(subject, place, p[-1], b[-1])
+        tables[place] = layer_stability(p, b, classes, boxes, size=subject.size(place))
     named = (
         ("same_query", "objects matched to the same query as at the last layer", 1 / queries, "random matching"),
         ("overlap", "IoU of an object's box with its box at the last layer", float("nan"), ""),

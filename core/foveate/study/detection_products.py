@@ -22,11 +22,42 @@ if TYPE_CHECKING:
     from foveate.study.detection_subject import Subject
 
 PREFIX = "analyses"
+LAYERS = "layer_answers"
+"""The product of every layer's answers."""
+EDGES = ("top", "left", "bottom", "right")
 
 
 def product_of(analysis: str) -> str:
     """Where the findings of an analysis lie in a run."""
     return f"{PREFIX}/{analysis}"
+
+
+def store_layers(subject: Subject) -> str:
+    """Keep what every decoder layer answers for every query, which pictures show; returns the product's name.
+
+    ``box`` (sample, layer, object, edge) in original pixels, ``score`` and ``class_index`` (sample, layer, object)
+    of the best class; NaN and -1 for images that were not looked at. ``object`` is the query.
+    """
+    import xarray as xr
+
+    layers, queries = subject.layered[0][0].shape[:2]
+    shape = (len(subject.run), layers, queries)
+    box, score = np.full((*shape, 4), np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    chosen = np.full(shape, -1, np.int32)
+    for position, (p, b) in zip(subject.positions, subject.layered, strict=True):
+        box[position], score[position], chosen[position] = b, p.max(-1), p.argmax(-1)
+    names = [str(label) for label in getattr(subject.source, "labels", ())]
+    dims = ("sample", "layer", "object")
+    table = xr.Dataset(
+        {
+            "box": ((*dims, "edge"), box, {"units": "pixel"}),
+            "score": (dims, score),
+            "class_index": (dims, chosen),
+        },
+        coords={"layer": np.arange(layers), "object": np.arange(queries), "edge": list(EDGES)},
+    )
+    subject.run.write_product(LAYERS, table, {"labels": names, "read_by": "the model's own heads"})
+    return LAYERS
 
 
 def as_dataset(findings: Sequence[Finding], lines: Sequence[Line], subject: Subject) -> xr.Dataset:

@@ -13,6 +13,7 @@ import numpy as np
 
 from foveate.attribution.levels import patches_by_level, tokens_on_cells
 from foveate.data.run import Run
+from foveate.detection.readouts import LayeredDetector
 from foveate.errors import FoveateError, SampleError, UsageError
 from foveate.geometry import CellGrid, Geometry, regrid, tokens_to_cells
 from foveate.interfaces import TOKEN_KINDS, AttentionSource, Batch, Sample, TokenAxis
@@ -115,6 +116,22 @@ class Subject:
         for start in range(0, len(self.positions), BATCH):
             places = list(range(start, min(start + BATCH, len(self.positions))))
             yield places, model.encode([self.sample(place) for place in places])
+
+    @cached_property
+    def layered(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Per image, what its decoder layers answer: probabilities (layer, query, class), boxes (layer, query, 4).
+
+        Runs the model. Raises UsageError where its layers cannot be read.
+        """
+        source = self.source
+        if not isinstance(source, LayeredDetector):
+            raise UsageError(f"{self.run.model_id}: its decoder layers cannot be read by its own heads")
+        found: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+        for places, batch in self.batches():
+            answers = source.layer_answers(batch)
+            p, b = (np.stack([getattr(one, name) for one in answers]) for name in ("probabilities", "boxes"))
+            found += [(p[:, row], b[:, row]) for row in range(len(places))]
+        return found
 
     def sample(self, place: int) -> Sample:
         """One image, decoded again."""
