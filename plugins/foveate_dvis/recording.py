@@ -111,8 +111,11 @@ class Recording:
     def calls(self) -> tuple[RecordedCall, ...]:
         """Every recorded call in execution order."""
         told = self.meta["calls"]
-        names = ("path", "call", "form", "class", "error")
-        return tuple(RecordedCall(*(c[n] for n in names), c.get("dtype", "float32")) for c in told)
+        usual = "float32"
+        return tuple(
+            RecordedCall(c["path"], c["call"], c["form"], c["class"], c["error"], c.get("dtype", usual))
+            for c in told
+        )
 
     @property
     def worst_error(self) -> float | None:

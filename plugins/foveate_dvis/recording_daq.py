@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -27,7 +26,7 @@ from foveate_dvis.recording import Recording
 from foveate_dvis.recording_pictures import write_pictures
 from foveate_dvis.recording_play import Player
 from foveate_dvis.recording_shapes import recorded_sites
-from foveate_dvis.recording_source import check_unchanged, recorded_batch, recorded_facts
+from foveate_dvis.recording_source import check_unchanged, recorded_batch, recorded_facts, same_sites
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,8 +61,9 @@ def path_here(path: str) -> str:
 class DaqPlayer(Player):
     """The player with what :class:`~foveate_dvis.daq_source.DaqSource` asks of its model."""
 
-    def __init__(self, recording: Recording) -> None:
-        super().__init__(recording, path_here)
+    def __init__(self, recordings: Sequence[Recording]) -> None:
+        super().__init__(recordings, path_here)
+        recording = recordings[0]
         labels = recording.meta["labels"]
         told = {**recording.meta["daq"]["config"], "refiner": recording.meta["daq"]["config"].get("refiner")}
         count = int(told["num_classes"])
@@ -75,47 +75,55 @@ class DaqPlayer(Player):
 class RecordedDaq(DaqSource):
     """A recording of the published DVIS-DAQ, online or offline."""
 
-    def __init__(self, recording: Recording, card: ModelCard, *, device: str = "cpu") -> None:
-        self.recording, self._player = recording, DaqPlayer(recording).to(device).eval()
+    def __init__(self, recordings: Sequence[Recording], card: ModelCard, *, device: str = "cpu") -> None:
+        self.recordings, self._player = tuple(recordings), DaqPlayer(recordings).to(device).eval()
         opened = OpenedDaq(cast("Any", self._player), card)
-        super().__init__(opened, shortest_edge=0, max_tracks=len(recording.meta["daq"]["tracks"]))
+        most = max(len(recording.meta["daq"]["tracks"]) for recording in recordings)
+        super().__init__(opened, shortest_edge=0, max_tracks=most)
         self.carries = False
-        calls = self._player.calls
-        recorded = {path for site in self._sites for path in site.modules} & set(calls)
+        calls = [self._player.calls(i) for i in range(len(recordings))]
+        recorded = {path for site in self._sites for path in site.modules} & {
+            path for one in calls for path in one
+        }
         whole = tuple(site for site in self._sites if set(site.modules) <= recorded)
         self._missing = tuple(site.id for site in self._sites if site not in whole and not site.optional)
         self._sites = whole
         known = {path for site in self._sites for path in site.modules}
-        self._found: dict[str, FoundSite] = recorded_sites(
-            recording, {path: made for path, made in calls.items() if path not in known}
-        )
-        self._sites = (*self._sites, *(one.site for one in self._found.values()))
+        self._found: list[dict[str, FoundSite]] = [
+            recorded_sites(recording, {path: made for path, made in one.items() if path not in known})
+            for recording, one in zip(recordings, calls, strict=True)
+        ]
+        further = same_sites(recordings, [[one.site for one in found.values()] for found in self._found])
+        self._sites = (*self._sites, *further)
+        self._outputs: dict[int, DaqOutputs] = {}
 
-    def write_samples(self, folder: Path) -> Path:
+    def write_samples(self, folder: Path) -> list[Path]:
         """The recorded pictures as files; gives what to capture."""
-        return write_pictures(self.recording, folder)
+        return [write_pictures(recording, folder) for recording in self.recordings]
 
     def facts(self) -> Mapping[str, Any]:
         """What the model was, and what the recording says of itself."""
         told = {k: v for k, v in super().facts().items() if k not in ("parameters", "backbone", "image")}
-        return {**told, **recorded_facts(self.recording)}
+        return {**told, **recorded_facts(self.recordings)}
 
     def encode(self, samples: Sequence[Sample]) -> Batch:
         """The recorded clip, as numbers from 0 to 1. Raises SampleError for any other."""
-        return recorded_batch(self.recording, samples, device=str(self._player.anchor.device))
+        return recorded_batch(self.recordings, samples, device=str(self._player.anchor.device))
 
     def forward(self, batch: Batch, *, grad: bool = False) -> DaqClips:
         """Play the recording. Raises UsageError for gradients and for changed pictures."""
-        check_unchanged(self.recording, batch, grad=grad)
-        self._player()
+        number = check_unchanged(self.recordings, batch, grad=grad)
+        self._player(number)
+        if number not in self._outputs:
+            self._outputs = {number: recorded_outputs(self.recordings[number])}
         config = self.config
         return DaqClips(
-            (self.outputs,), batch.ids, (False,), config.num_queries, config.tracker.slots, config.window
+            (self._outputs[number],), batch.ids, (False,), config.num_queries, config.tracker.slots, config.window
         )
 
     def label(self, call: CallKey, batch: Batch, outputs: DaqClips) -> CallLabels:
         """As of the model that runs here; further modules as they were recorded."""
-        found = self._found.get(call.site)
+        found = self._found[batch.shared["recording"]].get(call.site)
         return super().label(call, batch, outputs) if found is None else label(found, call)
 
     def flow(self, batch: Batch, outputs: DaqClips) -> list[Step]:
@@ -123,11 +131,6 @@ class RecordedDaq(DaqSource):
         if self._missing:
             return [OpaqueStep(self.stream(batch), f"sites that were not recorded: {', '.join(self._missing)}")]
         return super().flow(batch, outputs)
-
-    @cached_property
-    def outputs(self) -> DaqOutputs:
-        """Rows, tracks and answers as they were recorded."""
-        return recorded_outputs(self.recording)
 
 
 def recorded_outputs(recording: Recording) -> DaqOutputs:

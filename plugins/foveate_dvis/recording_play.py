@@ -1,4 +1,4 @@
-"""A recording played back: modules at the recorded paths whose forward gives the recorded attention.
+"""Recordings played back: modules at the recorded paths whose forward gives the recorded attention.
 
 So everything that looks at a running model (capture, rollout, plots) looks at a recording alike. A softmax of
 the logarithms gives the recorded weights again (to 1e-7); they multiply values that mean nothing.
@@ -7,7 +7,7 @@ the logarithms gives the recorded weights again (to 1e-7); they multiply values 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,13 +26,15 @@ UNDERFLOW = -1e3
 
 
 class Player(nn.Module):
-    """Modules of a recording. ``rename`` gives the path of a recorded module here (default: its own)."""
+    """Modules of recordings of one model. ``rename``: path here of a recorded module (default: its own)."""
 
-    def __init__(self, recording: Recording, rename: Callable[[str], str] = str) -> None:
+    def __init__(self, recordings: Sequence[Recording], rename: Callable[[str], str] = str) -> None:
         super().__init__()
-        self._recording = recording
-        self._script: list[tuple[str, RecordedCall]] = [(rename(call.path), call) for call in recording.calls]
-        for path in dict.fromkeys(path for path, _ in self._script):
+        self._recordings = tuple(recordings)
+        self._scripts: list[list[tuple[str, RecordedCall]]] = [
+            [(rename(call.path), call) for call in recording.calls] for recording in recordings
+        ]
+        for path in dict.fromkeys(path for script in self._scripts for path, _ in script):
             self._place(path)
         self.anchor: Tensor
         self.register_buffer("anchor", torch.zeros(1))
@@ -47,25 +49,25 @@ class Player(nn.Module):
         if last not in parent._modules:
             parent.add_module(last, Attending())
 
-    @property
-    def calls(self) -> Mapping[str, list[RecordedCall]]:
-        """Calls by their module's path here, in order."""
+    def calls(self, number: int) -> Mapping[str, list[RecordedCall]]:
+        """Calls of one recording by their module's path here, in order."""
         found: dict[str, list[RecordedCall]] = defaultdict(list)
-        for path, call in self._script:
+        for path, call in self._scripts[number]:
             found[path].append(call)
         return found
 
-    def forward(self) -> None:
-        """Every recorded call again, in order."""
-        for path, call in self._script:
+    def forward(self, number: int) -> None:
+        """Every call of one recording again, in order."""
+        recording = self._recordings[number]
+        for path, call in self._scripts[number]:
             module = self.get_submodule(path)
-            weights = self._tensor(self._recording.weights(call))
+            weights = self._tensor(recording.weights(call))
             if call.form == "deformable":
-                where = self._recording[call.name("locations")]
-                shapes = self._recording[call.name("shapes")]
+                where = recording[call.name("locations")]
+                shapes = recording[call.name("shapes")]
                 module(weights, locations=self._tensor(where), shapes=[(int(h), int(w)) for h, w in shapes])
             else:
-                blocked = self._recording.blocked(call)
+                blocked = recording.blocked(call)
                 module(weights, blocked=None if blocked is None else self._tensor(blocked))
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

@@ -118,7 +118,7 @@ def test_the_same_call_continues(recording, run):
 def test_what_needs_the_model_is_refused(recording):
     path, _ = recording
     source = open_source(path, source="recording")
-    batch = source.encode([Sample("x", source.recording.frames)])
+    batch = source.encode([Sample("x", source.recordings[0].frames)])
     with pytest.raises(UsageError, match="no gradients"):
         source.forward(batch, grad=True)
     changed = batch.replace(batch.inputs * 0.5, [0])
@@ -132,7 +132,7 @@ def test_what_needs_the_model_is_refused(recording):
 def test_other_pictures_are_refused(recording):
     path, _ = recording
     source = open_source(path, source="recording")
-    frames = source.recording.frames
+    frames = source.recordings[0].frames
     for pixels, word in (
         (frames[:-1], "frames"),
         (frames[:, :-1], "height x width"),
@@ -140,7 +140,7 @@ def test_other_pictures_are_refused(recording):
     ):
         with pytest.raises(SampleError, match=word):
             source.encode([Sample("x", pixels)])
-    with pytest.raises(SampleError, match="one sample"):
+    with pytest.raises(SampleError, match="one by one"):
         source.encode([Sample("x", frames), Sample("y", frames)])
 
 
@@ -163,6 +163,43 @@ def test_the_users_own_clip_before_the_resize(tmp_path):
         Image.fromarray(one).save(folder / f"{i}.png")
     run = run_of(tmp_path / "clip.npz", tmp_path / "x.zarr", frames=folder)
     assert (run.geometry(0).original_height, run.geometry(0).scale_y) == (2 * fakes.HEIGHT, 0.5)
+
+
+def test_several_clips_are_one_run(tmp_path):
+    """Each is played by itself; the axes have room for the most tracks."""
+    model = fakes.sharpened(fakes.Model())
+    export = fakes.exporter(tmp_path)
+    paths = []
+    for number, frames in enumerate((4, 7)):
+        model.tracker.video_ins_hub, model.tracker.last_seq_ids = {}, None
+        paths.append(tmp_path / f"clip{number}.npz")
+        with torch.no_grad(), export.record(model, paths[-1]):
+            model([{"image": list(fakes.clip(frames, seed=number))}])
+    run = run_of(paths, tmp_path / "x.zarr", top=3)
+    single = run_of(paths[1], tmp_path / "y.zarr", top=3)
+    assert len(run) == 2
+    site, alone = (r.site("tracker.cross").attention.values for r in (run, single))
+    tracks = min(site.shape[-2], alone.shape[-2])
+    assert np.array_equal(site[1][..., :tracks, :], alone[0][..., :tracks, :])
+    assert np.isnan(site[0, 4:]).all()
+    assert run.predictions.label.values[1].tolist() == single.predictions.label.values[0].tolist()
+    again = run.open_source()
+    assert np.array_equal(run.load_sample(0).pixels, again.recordings[0].frames)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda meta, arrays: meta.update(weights_sha256="x"), "weights_sha256"),
+        (lambda meta, arrays: meta["daq"]["config"].update(max_num=3), "thresholds"),
+    ],
+)
+def test_recordings_of_different_models_do_not_mix(recording, tmp_path, change, word):
+    other = changed(recording[0], tmp_path / "other.npz", change)
+    with pytest.raises(UsageError, match=word):
+        open_source(recording[0], source="recording", more=[str(other)])
+    with pytest.raises(UsageError, match="same name"):
+        open_source(recording[0], source="recording", more=[str(recording[0])])
 
 
 def test_on_the_command_line(recording, tmp_path):
@@ -344,7 +381,7 @@ def test_imported_equals_native(case, tmp_path):
     )  # fmt: skip
     assert recorded.sites == native.sites
     plan = CapturePlan(tuple(SitePlan(site.id, rows="all") for site in native.sites), dtype="float32")
-    batches = [source.encode([Sample("x", recorded.recording.frames)]) for source in (recorded, native)]
+    batches = [source.encode([Sample("x", recorded.recordings[0].frames)]) for source in (recorded, native)]
     mine, theirs = (capture_batch(s, b, plan) for s, b in zip((recorded, native), batches, strict=True))
     assert list(mine.sites) == list(theirs.sites)
     for name, expected in theirs.sites.items():

@@ -1,4 +1,4 @@
-"""``foveate import FILE -o RUN``: a recording from another environment becomes a run."""  # noqa: N999  # the verb is called so
+"""``foveate import FILE -o RUN``: recordings from another environment become a run."""  # noqa: N999  # the verb is called so
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from foveate.cli._common import emit, json_option, say
 
 
 @click.command("import")
-@click.argument("recording", type=click.Path(path_type=Path))
+@click.argument("recordings", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run: a zarr folder.")
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path),
-    help="The clip or image that was recorded.  [default: the recorded pictures, written beside the run]",
+    help="The clips or images that were recorded.  [default: the recorded pictures, written beside the run]",
 )
 @click.option("--sites", metavar="LIST", help="Only these sites.  [default: all]")
 @click.option(
@@ -30,7 +30,7 @@ from foveate.cli._common import emit, json_option, say
 @click.option("--top", default=10, show_default=True, help="Answers kept.")
 @json_option
 def command(
-    recording: Path,
+    recordings: tuple[Path, ...],
     output: Path,
     pictures: Path | None,
     sites: str | None,
@@ -40,7 +40,7 @@ def command(
     top: int,
     as_json: bool,
 ) -> None:
-    """Make a run of RECORDING, the .npz that the exporter wrote where the model runs.
+    """Make a run of RECORDINGS, .npz files that the exporter wrote where the model runs.
 
     The exporter is one file without dependencies, for old environments:
     `python -m foveate_dvis.exporter -o foveate_export.py` writes it. The same call again continues.
@@ -51,7 +51,7 @@ def command(
     from foveate.study.importing import import_recording
 
     report = import_recording(
-        recording,
+        recordings,
         output,
         frames=pictures,
         sites=None if sites is None else [part.strip() for part in sites.split(",")],

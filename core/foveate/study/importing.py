@@ -24,14 +24,14 @@ FRAMES = ".frames"
 
 @runtime_checkable
 class Recorded(Protocol):
-    """A source that plays a recording: it writes the recorded pictures into a folder, and says what to capture."""
+    """A source that plays recordings: it writes the recorded pictures into a folder, and says what to capture."""
 
-    def write_samples(self, folder: Path) -> Path:
+    def write_samples(self, folder: Path) -> list[Path]:
         """The recorded pictures as files."""
 
 
 def import_recording(
-    recording: Path | str,
+    recordings: Path | str | Iterable[Path | str],
     out: Path | str,
     *,
     frames: Path | str | None = None,
@@ -41,25 +41,27 @@ def import_recording(
     dtype: Dtype = "float16",
     top: int = 10,
 ) -> CaptureReport:
-    """Make the run ``out`` of a recording (the exporter's ``.npz``), or continue it.
+    """Make the run ``out`` of recordings (the exporter's ``.npz``) of one model, or continue it.
 
-    ``frames``: the clip or image that was recorded, as a file or folder; None writes the recorded pictures beside
-    ``out`` and takes those. ``rows`` "auto": all rows, but of deformable attention those that the answer is read
-    from. ``top``: answers kept. The run opens the recording again by its path: keep the file. Raises UsageError,
-    ModelError (the recording), SampleError (other pictures), StoreError.
+    ``frames``: the clips or images that were recorded, as a file or folder; None writes the recorded pictures
+    beside ``out`` and takes those. ``rows`` "auto": all rows, but of deformable attention those that the answer is
+    read from. ``top``: answers kept. The run opens the recordings again by their paths: keep the files.
+
+    Raises UsageError, ModelError (a recording), SampleError (other pictures), StoreError.
     """
-    place = Path(recording)
-    source = open_source(place, source=SOURCE)
+    given = [recordings] if isinstance(recordings, (str, Path)) else recordings
+    place, *others = (Path(one).absolute() for one in given)
+    more = {"more": [str(one) for one in others]} if others else {}
+    source = open_source(place, source=SOURCE, **more)
     if not isinstance(source, Recorded):
         raise UsageError(f"{place}: source {SOURCE!r} plays no recordings", remedy="foveate doctor")
     plan = _plan(source, None if sites is None else tuple(sites), rows, heads, dtype)
-    given = Path(frames) if frames is not None else source.write_samples(Path(out).with_suffix(FRAMES))
-    manifest = Manifest.discover([given], source.media)
-    if len(manifest) != 1:
+    pictures = [Path(frames)] if frames is not None else source.write_samples(Path(out).with_suffix(FRAMES))
+    manifest = Manifest.discover(pictures, source.media)
+    if len(manifest) != 1 + len(others):
         raise UsageError(
-            f"{given}: {len(manifest)} {source.media}s, but a recording is of one", remedy="name that one"
+            f"{len(manifest)} {source.media}s for {1 + len(others)} recordings", remedy="name the recorded ones"
         )
-    options = {"source": SOURCE}
     return run_capture(
         source,
         manifest,
@@ -67,8 +69,8 @@ def import_recording(
         plan=plan,
         batch_size=1,
         block=0,
-        reference=str(place.absolute()),
-        options=options,
+        reference=str(place),
+        options={"source": SOURCE, **more},
         top=top,
     )
 

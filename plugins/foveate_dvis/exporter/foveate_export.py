@@ -194,7 +194,7 @@ class _Recorder:
                     self.busy = True
                     try:
                         seen = handler(module, _bound(module, args, kwargs), out)
-                        self._keep(path, *seen, precision=_precision(out))
+                        self._keep(path, *seen, _precision(out))
                     finally:
                         self.busy = False
                 if self.tracking is not None:
@@ -212,12 +212,11 @@ class _Recorder:
         form: str,
         arrays: dict[str, torch.Tensor] | None,
         error: float | None,
-        why: str = "",
         precision: str = "float32",
     ) -> None:
-        """Note one call of an attention module; ``arrays`` by field, ``precision`` of the model's own output."""
+        """Note one call: ``arrays`` by field (None: ``form`` says why), ``precision`` of the model's output."""
         if arrays is None:
-            self.meta["skipped"][path] = why
+            self.meta["skipped"][path] = form
             return
         number = self.counts.get(path, 0)
         self.counts[path] = number + 1
@@ -283,7 +282,7 @@ class _Recorder:
                 self.busy = True
                 try:
                     seen = _of_fused(query, key, value, attn_mask, is_causal, more, out)
-                    self._keep(self.stack[-1], *seen, precision=_precision(out))
+                    self._keep(self.stack[-1], *seen, _precision(out))
                 finally:
                     self.busy = False
             return out
@@ -378,7 +377,7 @@ def _by_head(weights: torch.Tensor, module: nn.Module) -> torch.Tensor:
 def _multihead(module: Any, given: dict[str, Any], out: Any) -> Any:
     """softmax(q k' / sqrt(d) + mask) of nn.MultiheadAttention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1)."""
     if module.bias_k is not None or module.add_zero_attn or module.training:
-        return "dense", None, None, "bias_k, add_zero_attn and training mode are not recorded"
+        return "bias_k, add_zero_attn and training mode are not recorded", None, None
     parts = [given["query"].float(), given["key"].float(), given["value"].float()]
     if parts[0].dim() == 2:
         parts = [part.unsqueeze(1) for part in parts]
@@ -441,7 +440,7 @@ def _with_blocked(weights: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.
 def _of_fused(query: Any, key: Any, value: Any, mask: Any, causal: bool, more: dict[str, Any], out: Any) -> Any:
     """The same of F.scaled_dot_product_attention."""
     if more.get("enable_gqa") or query.shape[:-2] != key.shape[:-2]:
-        return "dense", None, None, "grouped queries are not recorded"
+        return "grouped queries are not recorded", None, None
     q, k, v = [one.float().flatten(0, -4) for one in (query, key, value)]
     scores = q @ k.transpose(-1, -2) * (more.get("scale") or q.shape[-1] ** -0.5)
     bias = torch.zeros_like(scores)
@@ -518,7 +517,7 @@ def _slot(module: Any, given: dict[str, Any], out: Any) -> Any:
 def _pool(module: Any, given: dict[str, Any], out: Any) -> Any:
     """Softmax over frames of the refiner's importance scores, (layer, batch, frame, instance, 1)."""
     if out.dim() != 5 or out.shape[-1] != 1:
-        return "pool", None, None, "not (layer, batch, frame, instance, 1)"
+        return "not (layer, batch, frame, instance, 1)", None, None
     return "pool", {"weights": out.softmax(2)}, None
 
 
