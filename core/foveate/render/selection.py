@@ -40,11 +40,22 @@ def position_of(run: Run, sample: int | str) -> int:
 
 
 def site_of(run: Run, site: str | None = None) -> tuple[str, xr.Dataset]:
-    """A site by id, or the first that kept attention rows. Raises UsageError where there is none."""
+    """A site by id, or the first that kept rows over the picture. Raises UsageError where there is none.
+
+    Sites whose keys have no place (object queries, words) hold nothing that can be laid on a picture.
+    """
+    patch, kept = TOKEN_KINDS.index("patch"), []
     for name in [site] if site is not None else run.site_ids:
         dataset = run.site(name)
         if "attention" in dataset:
-            return name, dataset
+            if patch in dataset["key_kind"].values:
+                return name, dataset
+            kept.append(name)
+    if kept:
+        raise UsageError(
+            f"{run.path}: the keys of {', '.join(kept)} have no place in the picture, so nothing can be drawn there",
+            remedy="choose another --site (foveate inspect), or read the rows with foveate.data.run.Run",
+        )
     raise UsageError(
         f"{run.path}: no attention rows were kept" + (f" of site {site}" if site else ""),
         remedy="capture again with --rows readout or --rows all",

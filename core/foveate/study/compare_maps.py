@@ -111,8 +111,8 @@ def _query(dataset: xr.Dataset, name: str, detector: bool) -> int:
             return kinds.index(kind)
     raise UsageError(
         f"site {name}: {len(kinds)} rows were kept and none of them is plainly the readout",
-        remedy="capture again with --rows readout, or compare maps of both runs: foveate attribute RUN -m rollout, "
-        "then --method rollout",
+        remedy="capture again with --rows readout, or compare stored maps: foveate attribute RUN "
+        "-m rollout, then --method rollout",
     )
 
 
