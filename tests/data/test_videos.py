@@ -240,3 +240,18 @@ def test_a_range_is_read_without_holding_the_video(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 12 * 240 * 320 * 3
+
+
+def test_a_file_cut_off_after_its_first_frame_says_so(tmp_path):
+    whole = write_video(tmp_path / "a.mkv", numbered(48), **LOSSLESS).read_bytes()
+    for share in range(1, 40):
+        (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * share // 40])
+        try:
+            video = index_video(tmp_path / "cut.mkv")
+        except SampleError:
+            continue
+        assert "cut off: the file says 1.92 s" in video.notes[0]
+        break
+    assert video.frames == 1
+    one = index_video(write_video(tmp_path / "one.mkv", numbered(1), **LOSSLESS))
+    assert (one.frames, one.notes) == (1, ())

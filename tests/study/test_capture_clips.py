@@ -513,3 +513,38 @@ def test_the_command_takes_a_video(tmp_path, fish):
 
 def test_default_batches(tmp_path):
     assert capture_job.BATCH_SIZE == {"image": 8, "clip": 1}
+
+
+def test_metrics_of_a_run_count_videos_not_windows(tmp_path):
+    from foveate.study.measure import measure_run
+    from foveate.study.measure_summary import summarise
+
+    rng = np.random.default_rng(0)
+    folder = save(
+        tmp_path / "in",
+        **{
+            name: rng.integers(0, 255, numbered(n).shape, np.uint8) for name, n in (("a", 20), ("b", 8), ("c", 12))
+        },
+    )
+    manifest = Manifest.discover(folder, "clip", Sampling(window=4))
+    run = Run.open(run_capture(ClipSource(frames=4), manifest, tmp_path / "r.zarr").path)
+    videos = [str(name) for name in run.samples["video"].values]
+    assert [videos.count(f"{name}.mp4") for name in "abc"] == [5, 2, 3]
+    report = measure_run(run, ["max_lift"])
+    (line, *_) = summarise(run, report.written)
+    values = run.product(report.written[0].product)["max_lift"].isel(layer=-1)
+    each = values.mean([dim for dim in values.dims if dim != "sample"]).values
+    means = [np.mean([v for v, name in zip(each, videos, strict=True) if name == f"{n}.mp4"]) for n in "abc"]
+    assert line.n == 3
+    assert line.mean == pytest.approx(np.mean(means), rel=1e-6)
+    assert abs(np.mean(means) - each.mean()) > 1e-6
+
+
+def test_runs_of_clips_are_not_compared_as_images(tmp_path):
+    from foveate.study.compare import compare_runs
+
+    run = Run.open(
+        run_capture(ClipSource(frames=4), save(tmp_path / "in", swim=numbered(4)), tmp_path / "r.zarr").path
+    )
+    with pytest.raises(UsageError, match="comparing is defined for runs of images"):
+        compare_runs(run, run)

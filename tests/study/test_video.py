@@ -122,3 +122,48 @@ def test_what_cannot_be_drawn(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a run of images has no frames"):
         draw_video(make_run(tmp_path).run, VideoPlan(), tmp_path / "no.mp4")
     assert not (tmp_path / "no.mp4").exists()
+
+
+def test_without_a_track_the_best_one_s_row_is_shown(run: Run) -> None:
+    for position in (0, 1):
+        best = str(run.predictions["track"].values[position][0])
+        chosen = clip_run.attention_over_time(run, position)
+        asked = clip_run.attention_over_time(run, position, track=best)
+        np.testing.assert_array_equal(chosen.laid.values, asked.laid.values)
+        assert chosen.rule.what.startswith(f"attention of track {best},")
+    chosen = clip_run.attention_over_time(run, 0, query=0)
+    assert chosen.rule.what.startswith("attention of row 0,")
+
+
+def test_an_attribution_is_that_of_the_track(place: Path) -> None:
+    from foveate.study.attribute import Settings, attribute_run
+
+    source = open_source("foveate/swim-vis-untrained", threshold=0.0, max_objects=3)
+    attribute_run(Run.open(place), ["saliency_abs"], source=source, settings=Settings())
+    run = Run.open(place)
+    product = run.product("attributions/saliency_abs")
+    names = [str(name) for name in run.predictions["track"].values[0] if str(name)]
+    assert len(names) == 3
+    maps = []
+    for name in names:
+        target = [str(t) for t in product["target_track"].values[0]].index(name)
+        chosen = clip_run.attribution_over_time(run, 0, "saliency_abs", track=name)
+        np.testing.assert_array_equal(chosen.laid.values, product["map"].values[0, target])
+        assert f"track {name}" in chosen.rule.what
+        maps.append(chosen.laid.values)
+    assert not np.allclose(maps[0], maps[1])
+    with pytest.raises(UsageError, match="does not explain track 77"):
+        clip_run.attribution_over_time(run, 0, "saliency_abs", track="77")
+
+
+def test_a_tracker_without_rows_over_patches_is_drawn_with_its_tracks(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path / "clips", 1, seed=3)
+    source = open_source("foveate/swim-vis-untrained", threshold=0.0, max_objects=3)
+    plan = build_plan(source, sites=["decoder.self"], rows="all", reductions=(), dtype="float32")
+    run_capture(source, manifest, tmp_path / "run.zarr", plan=plan, reference="foveate/swim-vis-untrained")
+    run = Run.open(tmp_path / "run.zarr")
+    done = draw_video(run, VideoPlan(size=100), tmp_path / "tracks.mp4")
+    assert len(done.tracks) == 3
+    assert "no attention rows over patches" in done.note
+    with pytest.raises(UsageError, match="no place in the picture"):
+        draw_video(run, VideoPlan(site="decoder.self"), tmp_path / "no.mp4")

@@ -99,7 +99,8 @@ def _measure(
     lines = summarise(opened, report.written)
     if not as_json:
         click.echo(table([_row(line) for line in lines], HEADER))
-        say(f"{len(report.written)} products in {report.path}, keys: {keys}; the unit is the image")
+        unit = "video" if opened.media == "clip" else "image"
+        say(f"{len(report.written)} products in {report.path}, keys: {keys}; the unit is the {unit}")
     return {
         "keys": report.keys,
         "written": [asdict(item) for item in report.written],

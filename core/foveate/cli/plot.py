@@ -15,7 +15,7 @@ REPEATED = ("metric", "method")
 
 @click.command("plot")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--kind", default="triptych", show_default=True, help="Which picture; see --list.")
+@click.option("--kind", help="Which picture; see --list.  [default: triptych; of clips strip]")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="PNG, SVG or PDF.  [default: KIND.png]")
 @click.option("--sample", help="Position or id of one sample.")
 @click.option("--site", help="Where attention is taken from; the first with rows by default.")
@@ -34,7 +34,7 @@ REPEATED = ("metric", "method")
 @click.option("--list", "as_list", is_flag=True, help="List the kinds of picture and stop.")
 @json_option
 def command(
-    run: Path | None, kind: str, out: Path | None, scale: str, as_list: bool, as_json: bool, **options: Any
+    run: Path | None, kind: str | None, out: Path | None, scale: str, as_list: bool, as_json: bool, **options: Any
 ) -> None:
     """Draw a picture of RUN, a folder written by `foveate capture`."""
     if as_list:
@@ -45,8 +45,10 @@ def command(
     from foveate.data.run import Run
     from foveate.plugins.manager import plugin_manager
 
+    opened = Run.open(run)
+    kind = kind or ("strip" if opened.media == "clip" else "triptych")
     renderer = plugin_manager().spec("renderer", kind).create()
-    path = renderer.render(Run.open(run), out=out or Path(f"{kind}.png"), scale=scale, **_given(kind, options))
+    path = renderer.render(opened, out=out or Path(f"{kind}.png"), scale=scale, **_given(kind, options))
     if as_json:
         emit({"kind": kind, "out": str(path), "bytes": path.stat().st_size})
     else:

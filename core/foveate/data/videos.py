@@ -214,7 +214,7 @@ def _index(path: Path, changed: int, size: int) -> Video:
     pts, times, clock = _times(stamps, base, rate)
     angle = int(getattr(first, "rotation", 0) or 0)
     height, width = (first.height, first.width) if angle % 180 == 0 else (first.width, first.height)
-    notes = (*_damage_notes(damage, times, promised), *clock, *_picture_notes(first, angle, aspect))
+    notes = (*_damage_notes(damage, times, promised, rate), *clock, *_picture_notes(first, angle, aspect))
     return Video(path, times, pts, height, width, round(angle / 90) % 4, hash_file(path), notes)
 
 
@@ -263,14 +263,14 @@ def _promised(container: Any, stream: Any) -> float:
     return float(container.duration or 0) / 1e6 if alone else 0.0
 
 
-def _damage_notes(damage: _Damage, times: NDArray[np.float64], promised: float) -> tuple[str, ...]:
+def _damage_notes(damage: _Damage, times: NDArray[np.float64], promised: float, rate: float) -> tuple[str, ...]:
     notes = []
     if damage.packets or damage.frames:
         notes.append(f"damaged: {max(damage.packets, damage.frames)} frames or more left out")
     if damage.cut:
         notes.append(f"cut off: what comes before is used ({damage.cut})")
-    elif times.size > 1:
-        step = float(np.median(np.diff(times)))
+    elif times.size > 1 or rate > 0:
+        step = float(np.median(np.diff(times))) if times.size > 1 else 1.0 / rate
         if times[-1] + 3 * step < promised:
             ends = float(times[-1]) + step
             notes.append(f"cut off: the file says {promised:.3g} s, frames end at {ends:.3g} s")

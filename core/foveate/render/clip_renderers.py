@@ -83,7 +83,7 @@ class Strip(Renderer):
         tracks = clip_run.tracks_of(run, position, given.get("track"))
         target, method = int(given.pop("target", 0)), given.pop("method", None)
         if method is not None:
-            chosen = clip_run.attribution_over_time(run, position, method, target=target)
+            chosen = clip_run.attribution_over_time(run, position, method, target=target, track=given.get("track"))
         else:
             chosen = clip_run.attention_over_time(run, position, **given)
         overlay = clip_run.overlay_of(run, position, chosen, tracks, scale=scale)

@@ -86,9 +86,9 @@ def attention_over_time(
     layer: int = -1,
     head: pick.Head = "mean",
     track: str | None = None,
-    query: int = 0,
+    query: int | None = None,
 ) -> Chosen:
-    """The kept row of a track (or the readout row, or row ``query``) on every frame cell.
+    """The kept row of a track (or row ``query``, or the best track's, or the first) on every frame cell.
 
     Raises UsageError where no site keeps rows over patches, or the track's row was not kept.
     """
@@ -108,8 +108,13 @@ def attention_over_time(
     return Chosen(laid, Rule(run.model_id, what, keys), mass, uniform)
 
 
-def attribution_over_time(run: Run, position: int, method: str, *, target: int = 0) -> Chosen:
-    """One stored attribution of a clip. Raises UsageError naming the methods that were run."""
+def attribution_over_time(
+    run: Run, position: int, method: str, *, target: int = 0, track: str | None = None
+) -> Chosen:
+    """One stored attribution of a clip: that of ``track``, or of target number ``target`` (the best is 0).
+
+    Raises UsageError naming the methods that were run, or the tracks that were explained.
+    """
     known = pick.map_methods(run)
     if method not in known:
         raise UsageError(
@@ -118,7 +123,7 @@ def attribution_over_time(run: Run, position: int, method: str, *, target: int =
         )
     dataset = run.product(f"attributions/{method}").isel(sample=position)
     if "target" in dataset.dims:
-        dataset = dataset.isel(target=target)
+        dataset = dataset.isel(target=target if track is None else _target_of(dataset, method, track))
     values = np.asarray(dataset["map"].values, np.float64)
     if values.ndim != 3:
         raise UsageError(f"{run.path}: attribution {method} has no frames", remedy="foveate plot draws images")
@@ -126,10 +131,23 @@ def attribution_over_time(run: Run, position: int, method: str, *, target: int =
     uniform = float(known_values.mean()) if known_values.size else float("nan")
     cells = run.frame_cells(position)
     laid = ClipMap(values, run.grid, run.geometry(position), cells, uniform)
-    label = f" of {dataset['target_label'].item()}" if "target_label" in dataset else ""
+    of = [str(dataset[name].item()) for name in ("target_label", "target_track") if name in dataset]
+    label = f" of {of[0]}" + (f", track {of[1]}" if of[1:] and of[1] else "") if of else ""
     mass = np.nansum(values, axis=(1, 2))
     even = np.full(mass.size, np.nansum(values) / max(1, int(cells.max()) + 1))
     return Chosen(laid, Rule(run.model_id, f"attribution {method}{label}", values.size), mass, even)
+
+
+def _target_of(dataset: xr.Dataset, method: str, track: str) -> int:
+    """Which of a sample's targets is about a track."""
+    known = [str(name) for name in dataset["target_track"].values] if "target_track" in dataset else []
+    if track in known:
+        return known.index(track)
+    explained = ", ".join(name for name in known if name) or "none"
+    raise UsageError(
+        f"attribution {method} does not explain track {track}; explained: {explained}",
+        remedy="foveate attribute again, with room for all tracks (--max-targets)",
+    )
 
 
 def overlay_of(
@@ -173,26 +191,32 @@ def site_of(run: Run, site: str | None) -> tuple[str, xr.Dataset]:
     """A site by name, or the first that keeps rows over patches; cross-attention before self-attention."""
     if site is not None:
         return pick.site_of(run, site)
-    kept = [name for name in run.site_ids if "attention" in run.site(name)]
-    patch = TOKEN_KINDS.index("patch")
-    placed = [
-        name for name in kept if "key_kind" in run.site(name) and (run.site(name)["key_kind"] == patch).any()
-    ]
-    ranked = sorted(placed, key=lambda name: run.site(name).attrs.get("kind") != "cross")
+    ranked = sorted(sites_over_patches(run), key=lambda name: run.site(name).attrs.get("kind") != "cross")
     if not ranked:
         raise UsageError(
             f"{run.path}: no attention rows over patches were kept",
-            remedy="capture again with --rows readout or all",
+            remedy="capture again with --rows all, or draw an attribution: foveate attribute, then --method",
         )
     return ranked[0], run.site(ranked[0])
 
 
+def sites_over_patches(run: Run) -> list[str]:
+    """The sites that keep rows over patches. A tracker whose answer is read from object queries may keep none."""
+    kept = [name for name in run.site_ids if "attention" in run.site(name)]
+    patch = TOKEN_KINDS.index("patch")
+    return [name for name in kept if "key_kind" in run.site(name) and (run.site(name)["key_kind"] == patch).any()]
+
+
 def _row_of(
-    run: Run, dataset: xr.Dataset, site: str, position: int, track: str | None, query: int
+    run: Run, dataset: xr.Dataset, site: str, position: int, track: str | None, query: int | None
 ) -> tuple[int, str]:
     """The kept row of a track, and what it is in words."""
     tokens = run.tokens(site, "query", position)
+    best = _best_track(run, position)
+    if track is None and query is None and tokens.label is not None and best and best in tokens.label:
+        track = best if len(tokens) > 1 else None
     if track is None:
+        query = query or 0
         if not 0 <= query < len(tokens):
             raise UsageError(f"query row {query}: {len(tokens)} rows were kept", remedy=f"0 to {len(tokens) - 1}")
         rule = str(dataset.attrs.get("rows", ""))
@@ -200,13 +224,19 @@ def _row_of(
         return query, f"attention of the readout row ({rule})" if single else f"attention of row {query}"
     named = [] if tokens.label is None else [i for i, label in enumerate(tokens.label) if label == track]
     if not named:
-        best = next((str(name) for name in run.predictions["track"].values[position] if str(name)), "")
         if len(tokens) == 1 and track == best:
             return 0, f"attention of track {track}"
         raise UsageError(
             f"site {site}: the row of track {track} was not kept", remedy="capture again with --rows all"
         )
     return named[0], f"attention of track {track}"
+
+
+def _best_track(run: Run, position: int) -> str:
+    """The surest track of a clip; empty where there is none."""
+    if "track" not in run.predictions:
+        return ""
+    return next((str(name) for name in run.predictions["track"].values[position] if str(name)), "")
 
 
 def _lay(

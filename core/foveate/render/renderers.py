@@ -47,6 +47,7 @@ class Triptych(Renderer):
     def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
         """Options: sample (position or id), site, layer, head, query, where, method, target."""
         given = pick.options_for(("sample", "method", "target", *ROW), options, self.name)
+        _still(selection, self.name)
         position = pick.position_of(selection, given.pop("sample", _first(selection)))
         panel, rule = _panel(selection, position, given)
         unit = "attribution" if options.get("method") else "attention"
@@ -63,6 +64,7 @@ class Samples(Renderer):
     def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
         """Options: count, seed, by (a metric product, "confidence"), and those of one row or map."""
         given = pick.options_for(("count", "seed", "by", "method", "target", *ROW), options, self.name)
+        _still(selection, self.name)
         count, seed, by = int(given.pop("count", 12)), int(given.pop("seed", 0)), given.pop("by", None)
         choice, positions = _choose(selection, count, seed, by)
         panels = []
@@ -83,6 +85,7 @@ class Matrix(Renderer):
     def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
         """Options: sample, site, query, where."""
         given = pick.options_for(("sample", "site", "query", "where"), options, self.name)
+        _still(selection, self.name)
         position = pick.position_of(selection, given.pop("sample", _first(selection)))
         panel, values, layers, heads, rule = pick.attention_tiles(selection, position, **given)
         title = pick.title_of(selection, position)
@@ -125,6 +128,7 @@ class Methods(Renderer):
     def render(self, selection: Any, *, out: Path, scale: str = "lift", **options: Any) -> Path:
         """Options: sample, method (names; all by default), target."""
         given = pick.options_for(("sample", "method", "target"), options, self.name)
+        _still(selection, self.name)
         position = pick.position_of(selection, given.get("sample", _first(selection)))
         chosen = given.get("method") or pick.map_methods(selection)
         wanted = [chosen] if isinstance(chosen, str) else list(chosen)
@@ -134,6 +138,15 @@ class Methods(Renderer):
         cells, note = (drawn[0][1].keys, drawn[0][1].note) if drawn else (0, "")
         rule = Rule(selection.model_id, "attribution maps", cells, note)
         return methods(panels, rule, title=pick.title_of(selection, position), scale=scale).save(out)
+
+
+def _still(run: Any, name: str) -> None:
+    """Raises UsageError for a run of clips: its maps have frames, which these pictures would have to leave out."""
+    if getattr(run, "media", "image") == "clip":
+        raise UsageError(
+            f"picture {name!r} is of images, {run.path} holds clips",
+            remedy="--kind strip, ribbon or frames (or distributions), or foveate video",
+        )
 
 
 def _panel(run: Any, position: int, given: dict[str, Any]) -> tuple[Panel, Rule]:

@@ -93,6 +93,11 @@ def compare_runs(
     """
     for run in (a, b):
         run.check_captured()
+        if run.media == "clip":
+            raise UsageError(
+                f"{run.path}: comparing is defined for runs of images, this one holds clips",
+                remedy="compare numbers a clip: foveate metrics, analyse, or faithfulness -o, of both runs",
+            )
     matched = match(a, b)
     pair = load_pair((a, b), (matched.a, matched.b), method, layer=layer, sites=sites)
     result = compare(*pair, seed=seed)

@@ -74,7 +74,11 @@ class Look:
 
 
 def _object(answer: Prediction) -> str:
-    return "" if answer.object is None else f"  (object query {answer.object})"
+    if answer.object is None:
+        return ""
+    if answer.track is not None:
+        return f"  (track {answer.track}, object {answer.object})"
+    return f"  (object query {answer.object})"
 
 
 def _strongest(panel: Panel) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What a run's metrics say, one line each: the mean over images with its interval, beside a uniform row's value.
 
-The unit is the image: an image's value is its mean over heads and stored rows at one layer. Metrics with one
-value a key are left out, since their mean over keys is a constant.
+The unit is the image, of clips the video: an image's value is its mean over heads and stored rows at one layer,
+a video's the mean over its windows. Metrics with one value a key are left out, since their mean over keys is a
+constant.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from foveate.study.measure_points import NAMES as POINTS
 
 @dataclass(frozen=True)
 class Line:
-    """A metric at one layer: mean over ``n`` images, 95 % bootstrap interval, and the value of uniform rows."""
+    """A metric at one layer: mean over ``n`` images (or videos), 95 % interval, and the value of uniform rows."""
 
     site: str
     metric: str
@@ -53,8 +54,7 @@ def summarise(run: Run, measured: Iterable[Measured], *, layer: int = -1, seed: 
 
 
 def _line(run: Run, item: Measured, values: xr.DataArray, seed: int) -> Line:
-    per_image = _mean_of_each(values.isel(sample=run.ok))
-    interval = bootstrap_mean(per_image, seed=seed)
+    interval = bootstrap_mean(_of_each_video(run, _mean_of_each(values.isel(sample=run.ok))), seed=seed)
     over = ", ".join(f"{values.sizes[d]} {d}s" for d in values.dims if d != "sample" and values.sizes[d] > 1)
     return Line(
         item.site,
@@ -67,6 +67,17 @@ def _line(run: Run, item: Measured, values: xr.DataArray, seed: int) -> Line:
         interval.high,
         uniform_value(run, item),
         over,
+    )
+
+
+def _of_each_video(run: Run, per_sample: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Windows of one recording are not independent: they count as one. Images stay as they are."""
+    if run.media != "clip" or "video" not in run.samples:
+        return per_sample
+    names = [str(name) for name in run.samples["video"].values[run.ok]]
+    places = [[i for i, name in enumerate(names) if name == video] for video in dict.fromkeys(names)]
+    return np.array(
+        [_mean_of_each(xr.DataArray(per_sample[rows][None], dims=("sample", "window")))[0] for rows in places]
     )
 
 

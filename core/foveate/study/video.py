@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from foveate.data.run import Run
 
 
+NO_MAP = "tracks alone: the run keeps no attention rows over patches (--rows all, or an attribution with --method)"
+
+
 @dataclass(frozen=True)
 class VideoPlan:
     """What is drawn: the options of ``foveate video``."""
@@ -75,6 +78,7 @@ def draw_video(run: Run, plan: VideoPlan, out: Path | None = None, *, dry_run: b
     name = str(run.samples["id"].values[position])
     path = out or Path(f"{Path(name).stem}.mp4")
     rate, index, note = constant_rate(run.times(position), plan.fps)
+    note = "\n".join(said for said in (note, NO_MAP if _mapless(run, plan) else "") if said)
     if dry_run:
         geometry = run.geometry(position)
         size = shown_size(geometry.original_height, geometry.original_width, plan.size)
@@ -104,12 +108,18 @@ def _overlay(run: Run, position: int, plan: VideoPlan) -> Overlay:
     tracks = clip_run.tracks_of(run, position, plan.track, least=plan.least)
     chosen = None
     if plan.with_map and plan.method is not None:
-        chosen = clip_run.attribution_over_time(run, position, plan.method)
-    elif plan.with_map:
+        chosen = clip_run.attribution_over_time(run, position, plan.method, track=plan.track)
+    elif plan.with_map and not _mapless(run, plan):
         chosen = clip_run.attention_over_time(
             run, position, site=plan.site, layer=plan.layer, head=_head(plan.head), track=plan.track
         )
     return clip_run.overlay_of(run, position, chosen, tracks, scale=plan.scale, size=plan.size)
+
+
+def _mapless(run: Run, plan: VideoPlan) -> bool:
+    """No map was asked for by name and the run keeps none, as of trackers that read object queries."""
+    named = plan.site is not None or plan.method is not None
+    return plan.with_map and not named and not clip_run.sites_over_patches(run) and "track" in run.predictions
 
 
 def _head(head: str) -> Any:
