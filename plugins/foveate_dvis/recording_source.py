@@ -54,7 +54,7 @@ class RecordingSource(AttentionSource):
         self._sites = same_sites(recordings, [[one.site for one in found.values()] for found in self._found])
 
     @classmethod
-    def open(
+    def open(  # type: ignore[override]  # the option is named, so that a wrong one is refused
         cls,
         row: Any,
         *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from foveate.data.manifest import Manifest
 from foveate.errors import UsageError
@@ -51,7 +51,7 @@ def import_recording(
     """
     given = [recordings] if isinstance(recordings, (str, Path)) else recordings
     place, *others = (Path(one).absolute() for one in given)
-    more = {"more": [str(one) for one in others]} if others else {}
+    more: dict[str, Any] = {"more": [str(one) for one in others]} if others else {}
     source = open_source(place, source=SOURCE, **more)
     if not isinstance(source, Recorded):
         raise UsageError(f"{place}: source {SOURCE!r} plays no recordings", remedy="foveate doctor")

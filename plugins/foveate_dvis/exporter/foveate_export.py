@@ -193,8 +193,8 @@ class _Recorder:
                 if handler is not None and not self.busy and self._wanted(path):
                     self.busy = True
                     try:
-                        seen = handler(module, _bound(module, args, kwargs), out)
-                        self._keep(path, *seen, _precision(out))
+                        form, arrays, error = handler(module, _bound(module, args, kwargs), out)
+                        self._keep(path, form, arrays, error, _precision(out))
                     finally:
                         self.busy = False
                 if self.tracking is not None:
@@ -281,8 +281,8 @@ class _Recorder:
             with torch.no_grad():
                 self.busy = True
                 try:
-                    seen = _of_fused(query, key, value, attn_mask, is_causal, more, out)
-                    self._keep(self.stack[-1], *seen, _precision(out))
+                    form, arrays, error = _of_fused(query, key, value, attn_mask, is_causal, more, out)
+                    self._keep(self.stack[-1], form, arrays, error, _precision(out))
                 finally:
                     self.busy = False
             return out
