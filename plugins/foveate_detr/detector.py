@@ -195,7 +195,18 @@ class DetectorSource(AttentionSource):
         if image_size is None:
             return recipe
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        step = _size_step(loaded.model.config)
+        if int(height) % step or int(width) % step:
+            raise UsageError(
+                f"image_size {int(height)} x {int(width)}: this model needs sides that are multiples of {step}",
+                remedy=f"for instance image_size={max(1, round(int(height) / step)) * step}",
+            )
         return recipe.at(int(height), int(width))
+
+    @property
+    def size_step(self) -> int:
+        """Sides of ``image_size`` must be multiples of this; 1 where any will do."""
+        return _size_step(self._module.config)
 
     # ------------------------------------------------------------------------- the model's own call
 
@@ -423,3 +434,16 @@ def _fraction(value: float) -> float:
     if not 0.0 <= float(value) <= 1.0:
         raise UsageError(f"threshold {value!r} is no probability", remedy="a number from 0 to 1")
     return float(value)
+
+
+def _size_step(config: Any) -> int:
+    """What the sides of an input must be multiples of; 1 where any will do.
+
+    RF-DETR's windows cut the patches into ``num_windows`` a side. RT-DETR and D-FINE put each map beside the
+    coarser one, doubled, so the coarsest stride must divide the input.
+    """
+    own = getattr(config, "backbone_config", None)
+    windows, patch = getattr(own, "num_windows", None), getattr(own, "patch_size", None)
+    if isinstance(windows, int) and isinstance(patch, int):
+        return windows * patch
+    return max([1, *(int(stride) for stride in getattr(config, "feat_strides", None) or ())])

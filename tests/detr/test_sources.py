@@ -299,3 +299,14 @@ def test_unknown_kinds_are_refused() -> None:
     batch = source.encode(photos(*SHAPES))
     with pytest.raises(UsageError, match="no target kind 'box_top'"):
         source.bind(source.forward(batch), batch, Target(kind="box_top"))
+
+
+@pytest.mark.parametrize(("name", "step"), [("RF-DETR", 32), ("RT-DETR", 32), ("D-FINE", 32), ("DETR", 1)])
+def test_sizes_that_the_model_cannot_read_are_refused_when_it_is_opened(name: str, step: int) -> None:
+    """Without the check windows or feature maps do not fit in the first forward, deep in the model."""
+    source: Any = tiny(name, image_size=(2 * step + 64, 64))
+    assert source.size_step == step
+    assert source.forward(source.encode(photos((50, 70)))) is not None
+    if step > 1:
+        with pytest.raises(UsageError, match=f"multiples of {step}"):
+            tiny(name, image_size=(64, 64 + step // 2))

@@ -31,7 +31,7 @@ def test_the_first_site_that_reads_the_picture_is_drawn() -> None:
 def test_keys_without_a_place_are_said_in_words() -> None:
     run = run_of(decoder="object", words="text", none=None)
     for site in (None, "decoder"):
-        with pytest.raises(UsageError, match="decoder.* have no place in the picture"):
+        with pytest.raises(UsageError, match=r"decoder.* have no place in the picture"):
             site_of(run, site)
     with pytest.raises(UsageError, match="no attention rows were kept"):
         site_of(run, "none")

@@ -53,7 +53,7 @@ def site_of(run: Run, site: str | None = None) -> tuple[str, xr.Dataset]:
             kept.append(name)
     if kept:
         raise UsageError(
-            f"{run.path}: the keys of {', '.join(kept)} have no place in the picture, so nothing can be drawn there",
+            f"{run.path}: the keys of {', '.join(kept)} have no place in the picture: nothing to draw",
             remedy="choose another --site (foveate inspect), or read the rows with foveate.data.run.Run",
         )
     raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -228,8 +229,9 @@ def scale(subject: Subject) -> Iterator[Finding]:
     base, before = subject.source, _maps(subject, subject.source)
     batch = next(subject.batches())[1]
     height, width = (int(side) for side in batch.inputs.shape[-2:])
+    step = math.lcm(16, int(getattr(base, "size_step", 1)))
     for factor in SCALES:
-        size = [max(16, round(side * factor / 16) * 16) for side in (height, width)]
+        size = [max(1, round(side * factor / step)) * step for side in (height, width)]
         try:
             other = subject.run.open_source(**{**subject.overrides, "image_size": size})
         except FoveateError as error:
