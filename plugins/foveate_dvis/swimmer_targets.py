@@ -1,10 +1,11 @@
 """What the swimmer says of its tracks, and one number for each of them that can be explained.
 
 A query is a track: its class and its masks are bound to the query (kinds ``class`` and ``mask``), which holds the
-identities of the intact clip. ``class@match`` follows the shape instead: it reads the query whose mask overlaps
-the frozen one by :data:`MATCH_IOU` or more over the whole clip, the one of largest IoU x class probability where
-there are several. Where there is none the shape is lost: its probability is 0, a logit the smallest that any query
-gives the class.
+identities of the intact clip. ``class@match`` follows the shape instead, for another query may take it over where
+the clip is changed: it reads the query whose mask overlaps the frozen one by :data:`MATCH_IOU` or more in its best
+frame (a shape that is held still is where it was in one frame only), the one of largest IoU x class probability
+where there are several. Where there is none the shape is lost: its probability is 0, a logit the smallest that any
+query gives the class.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 MATCH = "class@match"
 KINDS = ("class", "mask", MATCH)
 MATCH_IOU = 0.5
-"""Masks that overlap less are of another shape."""
+"""Masks that overlap less in every frame are of another shape."""
 
 
 class Matched(NamedTuple):
@@ -73,15 +74,13 @@ def score(found: Tracks, bound: BoundTarget) -> Tensor:
 
 
 def match(found: Tracks, bound: BoundTarget) -> Matched:
-    """Which query says each row's frozen shape now."""
+    """Which query says each row's frozen shape now; ``overlap`` is that of the best frame."""
     sample = [row.sample for row in bound.rows]
     frozen = bound.context["mask"].to(found.masks.device)[:, None]
     own = (found.masks.detach()[sample] > 0).transpose(1, 2)
-    shared, union = ((x).sum((2, 3, 4)).float() for x in (own & frozen, own | frozen))
-    overlap = shared / union.clamp_min(1)
+    shared, union = (both.sum((-2, -1)).float() for both in (own & frozen, own | frozen))
+    overlap = (shared / union.clamp_min(1)).amax(-1)
     near = overlap >= MATCH_IOU
-    agreement = (
-        overlap * found.probabilities.detach()[sample, :, [int(row.class_index or 0) for row in bound.rows]]
-    )
-    query = torch.where(near, agreement, -1.0).argmax(-1)
+    said = found.probabilities.detach()[sample, :, [int(row.class_index or 0) for row in bound.rows]]
+    query = torch.where(near, overlap * said, -1.0).argmax(-1)
     return Matched(query, near.any(-1), overlap.gather(1, query[:, None])[:, 0])

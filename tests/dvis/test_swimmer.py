@@ -326,12 +326,11 @@ def test_a_mask_target_is_the_mean_logit_on_the_frozen_mask(source, run):
 
 
 def slow_match(outputs, row, frozen):
-    """The query of largest IoU x probability among those of IoU >= 1/2, or None."""
+    """The query of largest best-frame IoU x probability among those where that IoU is 1/2 or more, or None."""
     best = None
     for query in range(outputs.logits.shape[1]):
         mask = outputs.masks[row.sample, query].detach().numpy() > 0
-        union = (mask | frozen).sum()
-        iou = (mask & frozen).sum() / max(union, 1)
+        iou = max((m & f).sum() / max((m | f).sum(), 1) for m, f in zip(mask, frozen, strict=True))
         p = float(outputs.logits[row.sample, query].double().softmax(-1)[row.class_index])
         if iou >= 0.5 and (best is None or iou * p > best[1]):
             best = (query, iou * p)

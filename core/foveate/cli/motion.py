@@ -55,6 +55,7 @@ CLIPS_PER_DRAW = 6
 )
 @click.option("--draws", default=4, show_default=True, help="Frozen frames, orders and shams a clip.")
 @click.option("--target", metavar="CLASS", help="Class that is scored.  [default: what the model answers]")
+@click.option("--target-kind", default="default", show_default=True, help="See `foveate inspect MODEL`.")
 @click.option("--truth", metavar="COLUMN", help="Column of the table of clips whose value is the class.")
 @click.option("--object", "track", type=int, metavar="ROW", help="Row of a tracker.  [default: all it answers]")
 @click.option("--margin", default=0.1, show_default=True, help="Share of the total effect that counts as none.")
@@ -120,7 +121,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     label, truth, track = given.pop("target"), given.pop("truth"), given.pop("track")
     if label is not None and truth is not None:
         raise UsageError("motion: --target and --truth both name the class", remedy="give one of them")
-    target = Target(label=label, object=track)
+    target = Target(given.pop("target_kind"), label=label, object=track)
     return Settings(removal, target, truth, max(1, given.pop("batch_size")), given.pop("edges"))
 
 
