@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from foveate.capture import editing
 from foveate.errors import SampleError, UsageError
 from foveate.geometry import CellGrid
 from foveate.interfaces import (
@@ -249,6 +250,8 @@ def check_unchanged(recordings: Sequence[Recording], batch: Batch, *, grad: bool
     """The number of the recording to play. Raises UsageError where only the model itself could answer."""
     if grad:
         raise UsageError("a recording has no gradients", remedy=_LIVE)
+    if editing.outer() is not None:
+        raise UsageError("a recording cannot answer about attention that was changed", remedy=_LIVE)
     given = batch.inputs[0] if batch.inputs.dim() == 5 else batch.inputs
     number = int(batch.shared["recording"])
     expected = recorded_inputs(recordings[number]).to(given.device)

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 import recording_fakes as fakes
 from daq_models import GOLDEN, golden_meta, golden_tensors, needs_golden
 from foveate.capture.engine import capture_batch
+from foveate.capture.intervening import intervene
+from foveate.capture.interventions import Knockout
 from foveate.capture.trace import trace
 from foveate.cli import main
 from foveate.data.run import Run
@@ -124,6 +126,9 @@ def test_what_needs_the_model_is_refused(recording):
     changed = batch.replace(batch.inputs * 0.5, [0])
     with pytest.raises(UsageError, match="changed"):
         source.forward(changed)
+    knockout = Knockout("tracker.cross", key="object")
+    with pytest.raises(UsageError, match="attention that was changed"), intervene(source, [knockout], on=batch):
+        source.forward(batch)
     outputs = source.forward(batch)
     bound = source.bind(outputs, batch, Target())
     assert torch.isfinite(source.score(outputs, batch, bound)).all()
