@@ -86,7 +86,7 @@ def slow_spearman(a: np.ndarray, b: np.ndarray) -> float:
     known = np.isfinite(a) & np.isfinite(b)
     one, two = rankdata(a[known]), rankdata(b[known])  # ties at their expected ranks: Kendall's rho_a
     m = one.size
-    return 1.0 - 6.0 * float(((one - two) ** 2).sum() + ties(one) + ties(two)) / (m * (m**2 - 1))
+    return float(1.0 - 6.0 * (((one - two) ** 2).sum() + ties(one) + ties(two)) / (m * (m**2 - 1)))
 
 
 def ties(ranks: np.ndarray) -> float:

@@ -72,6 +72,14 @@ _LIST: tuple[tuple[str, str, str, str], ...] = (
         "rows, masks",
         "temporal_moving:on_what_moves",
     ),
+    ("importance", "which third of the clip the answer reads", "rows", "temporal_importance:importance"),
+    (
+        "deletion",
+        "does the score fall when the most important frames freeze",
+        "rows, model",
+        "temporal_importance:deletion",
+    ),
+    ("decision", "from which frame on the answer stays", "model", "temporal_decision:decision"),
 )
 ANALYSES: dict[str, Analysis] = {row[0]: Analysis(*row) for row in _LIST}
 """Name -> analysis, in the order in which they run."""

@@ -59,7 +59,9 @@ def agree(subject: ClipSubject) -> Outcome:
         made.findings.append(Finding(quantity, unit, one.own, one.null, NULL, maps.site, maps.layer))
     removed = Finding("mass on sinks, taken out first", "share", maps.removed, site=maps.site, layer=maps.layer)
     made.findings.append(removed)
-    made.products["temporal/consistency"] = _product(subject, found, what)
+    made.products["temporal/consistency"] = _product(subject, found, what).assign_attrs(
+        site=maps.site, layer=maps.layer, row=maps.row
+    )
     return made
 
 

@@ -53,7 +53,7 @@ class ClipMaps:
 
 
 def clip_maps(subject: ClipSubject, *, sinks: bool = False) -> ClipMaps:
-    """The last kept layer of the first site whose keys are cells, cross-attention first.
+    """The last kept layer of the site whose keys are cells, cross-attention first, then the finest.
 
     Sinks are taken out unless ``sinks``. Raises UsageError where no site keeps rows over cells of one grid.
     """
@@ -92,7 +92,7 @@ def _placed(subject: ClipSubject) -> tuple[str, xr.Dataset]:
             f"{subject.run.path}: no site keeps rows over the cells of every frame",
             remedy="capture again with --rows readout or all",
         )
-    return min(found, key=lambda pair: pair[1].attrs.get("kind") != "cross")
+    return min(found, key=lambda pair: (pair[1].attrs.get("kind") != "cross", -int(pair[1].sizes["key"])))
 
 
 def _one(subject: ClipSubject, name: str, site: xr.Dataset, place: int, sinks: bool) -> _Laid:

@@ -12,7 +12,7 @@ import numpy as np
 
 from foveate.errors import UsageError
 from foveate.study.detection import Finding
-from foveate.study.temporal_maps import clip_maps
+from foveate.study.temporal_maps import ClipMaps, clip_maps
 from foveate.study.temporal_subject import ClipSubject, Outcome, dataset, mean_known
 from foveate.study.temporal_tracks import moving_cells, origin_of
 from foveate.temporal.enrichment import enrichment
@@ -48,7 +48,7 @@ def on_what_moves(subject: ClipSubject) -> Outcome:
         raise UsageError(
             f"nothing moves in these clips by their {origin}", remedy="capture clips in which something moves"
         )
-    return _outcome(subject, maps.site, maps.layer, origin, share, own, shifted, middle)
+    return _outcome(subject, maps, origin, share, own, shifted, middle)
 
 
 def centre_map(shape: tuple[int, int]) -> NDArray[np.float64]:
@@ -59,8 +59,7 @@ def centre_map(shape: tuple[int, int]) -> NDArray[np.float64]:
 
 def _outcome(
     subject: ClipSubject,
-    site: str,
-    layer: int,
+    maps: ClipMaps,
     origin: str,
     share: NDArray[np.float64],
     own: NDArray[np.float64],
@@ -72,7 +71,9 @@ def _outcome(
     for number, (words, unit) in enumerate(NUMBERS.values()):
         for base, told in ((shifted, "the map shifted"), (middle, "map of the centre")):
             mean, null = (mean_known(table[..., number], 1) for table in (own, base))
-            made.findings.append(Finding(f"{words} on what moves ({origin})", unit, mean, null, told, site, layer))
+            made.findings.append(
+                Finding(f"{words} on what moves ({origin})", unit, mean, null, told, maps.site, maps.layer)
+            )
     dims = ("sample", "frame")
     tables = {"share": (dims, subject.whole(share), f"share of the cells that move, by {origin}")}
     for number, name in enumerate(NUMBERS):
@@ -82,5 +83,7 @@ def _outcome(
             ("centre_", middle, "of a map of the centre"),
         ):
             tables[f"{prefix}{name}"] = (dims, subject.whole(table[..., number]), f"{NUMBERS[name][0]} {told}")
-    made.products["temporal/moving"] = dataset(tables).assign_attrs(site=site, layer=layer, moves=origin)
+    made.products["temporal/moving"] = dataset(tables).assign_attrs(
+        site=maps.site, layer=maps.layer, row=maps.row, moves=origin
+    )
     return made

@@ -186,6 +186,11 @@ def refusal(name: str, site: xr.Dataset, key: TokenAxis) -> str:
     return ""
 
 
+def there(subject: ClipSubject) -> NDArray[np.bool_]:
+    """Which frame cells a clip has, ``(clip, frame cell)``."""
+    return np.arange(subject.frames) < np.array(subject.counts)[:, None]
+
+
 def dataset(variables: Mapping[str, tuple[tuple[str, ...], NDArray[Any], str]], **coords: Any) -> xr.Dataset:
     """A labelled product: name -> (dims, values, what it is)."""
     import xarray as xr
