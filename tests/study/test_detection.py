@@ -33,7 +33,7 @@ MODEL = "foveate/shapes-cdetr"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("shapes")
     source = foveate.open(MODEL)
-    manifest = write_dataset(made, 6, seed=4)
+    manifest = write_dataset(made, 8, seed=4)
     run_capture(source, manifest, made / "run.zarr", plan=build_plan(source, rows="all"), reference=MODEL)
     return made
 
@@ -64,7 +64,7 @@ def test_every_analysis_but_levels_speaks(lines: list[Line]) -> None:
     assert {line.analysis for line in lines} == set(ANALYSES) - {"levels"}  # one feature map has no levels
     assert all(np.isfinite(line.mean) for line in lines)
     assert all(line.low <= line.mean <= line.high for line in lines if line.low == line.low)
-    assert all(1 <= line.n <= 6 for line in lines)
+    assert all(1 <= line.n <= 8 for line in lines)
 
 
 def test_a_trained_detector_does_what_it_is_known_for(lines: list[Line]) -> None:
@@ -153,13 +153,15 @@ def test_layers_are_read_by_the_models_own_heads(subject: Subject) -> None:
 
 
 def test_a_line_pairs_images_with_their_own_baseline() -> None:
-    values, null = np.array([0.2, 0.5, np.nan, 0.9]), np.array([0.1, 0.4, 0.3, 0.8])
+    values, null = np.arange(2, 11) / 10, np.arange(1, 10) / 10
+    values[2] = np.nan
     line = line_of("x", Finding("q", "u", values, null))
-    assert (line.n, line.baseline, line.verdict) == (3, pytest.approx(1.3 / 3), "above")
+    assert (line.n, line.baseline, line.verdict) == (8, pytest.approx(4.2 / 8), "above")
     assert line.difference == pytest.approx((0.1, 0.1, 0.1))
+    assert line_of("x", Finding("q", "u", values[1:], null[1:])).verdict == "untested"  # seven images
     assert line_of("x", Finding("q", "u", values)).verdict == ""
     assert line_of("x", Finding("q", "u", values, values * (1 + 2e-4))).verdict == "no"  # rounding
-    assert line_of("x", Finding("q", "u", values, values[::-1])).verdict == "no"
+    assert line_of("x", Finding("q", "u", null, null[::-1])).verdict == "no"
     rare = np.array([0.0] * 21 + [0.2])  # one image in many: the interval touches 0
     assert line_of("x", Finding("q", "u", rare + 0.1, 0.1)).verdict == "no"
     whole = Finding("q", "u", np.array([2.0]), 1.0, whole=True, n=7)

@@ -46,8 +46,8 @@ def command(
 
     The unit is the image or the video: MEAN is over N of them with a 95 % bootstrap interval. DIFFERS says whether
     the paired difference to the baseline excludes 0 (or p <= 0.05 of a permutation test; "untested" below eight
-    videos); lines are not corrected for their number. Analyses that RUN cannot give are left out with the reason,
-    on stderr. Findings are kept in RUN as analyses/ANALYSIS, arrays over time as temporal/ANALYSIS.
+    images or videos); lines are not corrected for their number. Analyses that RUN cannot give are left out with
+    the reason, on stderr. Findings are kept in RUN as analyses/ANALYSIS, arrays over time as temporal/ANALYSIS.
     """
     if list_analyses:
         _list(as_json)

@@ -20,6 +20,7 @@ from foveate.errors import FoveateError, UsageError
 from foveate.stats.intervals import bootstrap_mean
 from foveate.study.detection_products import store as store_findings
 from foveate.study.detection_products import store_layers
+from foveate.temporal.verdict import FEWEST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,14 +82,17 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """``above``, ``below`` or ``no`` (not told apart from the baseline); ``untested`` where there is one value
-        and no permutation test; empty without a baseline. Differences within :data:`ROUNDING` are none.
+        """``above``, ``below`` or ``no`` (not told apart from the baseline); empty without a baseline.
+
+        ``untested`` without a permutation test where there is one value, or where there are fewer than
+        :data:`FEWEST` images: bootstrap intervals over so few are too narrow (measured in
+        :mod:`foveate.temporal.verdict`). Differences within :data:`ROUNDING` are none.
         """
         mean, low, high = self.difference
         if mean != mean:
             return ""
         told = self.p <= ALPHA if self.p == self.p else low > TINY or high < -TINY
-        if self.p != self.p and low != low:
+        if self.p != self.p and (low != low or self.n < FEWEST):
             return "untested"
         if not told or abs(mean) <= 1e-6 + ROUNDING * max(abs(self.mean), abs(self.baseline)):
             return "no"
