@@ -80,6 +80,12 @@ _LIST: tuple[tuple[str, str, str, str], ...] = (
         "temporal_importance:deletion",
     ),
     ("decision", "from which frame on the answer stays", "model", "temporal_decision:decision"),
+    (
+        "evolution",
+        "how maps change over frames, where they jump, how much they flicker",
+        "rows",
+        "temporal_evolution:evolution",
+    ),
 )
 ANALYSES: dict[str, Analysis] = {row[0]: Analysis(*row) for row in _LIST}
 """Name -> analysis, in the order in which they run."""
