@@ -154,3 +154,16 @@ def test_real_process_interrupted_exits_130_and_continues(tmp_path, images):
     assert 8 <= Run.open(run).ok.size < 32
     finished = json.loads(foveate(*arguments, "--json").stdout)
     assert (finished["captured"], finished["resumed"] >= 8) == (32, True)
+
+
+def test_what_is_odd_about_a_file_is_said_not_only_stored(tmp_path, images):
+    for i in (1, 3):
+        picture = Image.open(images / f"{i}.png")
+        picture.putalpha(128)
+        picture.save(images / f"{i}.png")
+    done = foveate("capture", MODEL, images, "-o", tmp_path / "r.zarr")
+    assert done.exit_code == 0
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert said.endswith(": 1.png and 1 more")
+    again = json.loads(foveate("capture", MODEL, images, "-o", tmp_path / "r.zarr", "--json").stdout)
+    assert list(again["notes"].values()) == [["1.png", "3.png"]]

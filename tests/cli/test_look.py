@@ -63,3 +63,12 @@ def test_the_shipped_model_finds_the_disc(photo: Path, tmp_path: Path) -> None:
     y, x = (int(place) for place in told["maps"]["attention"]["peak"])
     assert data.masks[0, y - 4 : y + 4, x - 4 : x + 4].any()
     assert told["deletion"]["row"] < told["deletion"]["random"]
+
+
+def test_a_video_given_to_a_model_of_images(install: Install, tmp_path: Path) -> None:
+    install("tiny", TINY)
+    (tmp_path / "reef.MP4").write_bytes(b"\x00\x00\x00 ftypisom")
+    result = CliRunner().invoke(main, ["look", "any", str(tmp_path / "reef.MP4"), "--source", "tiny-tests"])
+    assert result.exit_code == 5
+    assert "a video, but this model takes images" in result.stderr
+    assert "choose a model of clips" in result.stderr

@@ -252,18 +252,35 @@ def _show_estimate(estimate: Estimate, output: Path, as_json: bool) -> None:
 
 
 def _show_report(report: CaptureReport, as_json: bool) -> None:
+    notes = _notes(report)
     if as_json:
-        emit({**vars(report), "path": str(report.path), "complete": report.complete})
+        emit({**vars(report), "path": str(report.path), "complete": report.complete, "notes": notes})
     else:
         resumed = f", {report.resumed} of them from before" if report.resumed else ""
         click.echo(f"{report.path}: {report.captured} of {report.samples} samples captured{resumed}")
         click.echo(f"certificate: {_certificate(report)}")
+    for note, names in list(notes.items())[:SHOWN_FAILURES]:
+        say(f"note: {note}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+    if len(notes) > SHOWN_FAILURES:
+        say(f"and {len(notes) - SHOWN_FAILURES} notes more: see samples/notes in the run")
     if report.failed:
         say(f"{len(report.failed)} samples failed:")
         for name, reason in list(report.failed.items())[:SHOWN_FAILURES]:
             say(f"  {name}: {reason}")
         if len(report.failed) > SHOWN_FAILURES:
             say(f"  and {len(report.failed) - SHOWN_FAILURES} more: see samples/failure in the run")
+
+
+def _notes(report: CaptureReport) -> dict[str, list[str]]:
+    """What a person might not expect of files that were used (cut off, damaged), with their samples."""
+    from foveate.data.run import Run
+
+    samples = Run.open(report.path).samples
+    found: dict[str, list[str]] = {}
+    for name, note in zip(samples["id"].values, samples["notes"].values, strict=True):
+        if str(note):
+            found.setdefault(str(note), []).append(str(name))
+    return found
 
 
 def _certificate(report: CaptureReport) -> str:

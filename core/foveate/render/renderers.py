@@ -115,7 +115,8 @@ class Distributions(Renderer):
             )
         if len(names) < len(known := pick.metric_products(selection, site)):
             source += f" · {len(names)} of {len(known)} stored metrics"
-        title = f"{selection.model_id}: metrics over {selection.ok.size} images"
+        unit = "clips" if getattr(selection, "media", "image") == "clip" else "images"
+        title = f"{selection.model_id}: metrics over {selection.ok.size} {unit}"
         return distributions(items, title=title, source=source, groups=groups).save(out)
 
 

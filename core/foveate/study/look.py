@@ -125,7 +125,13 @@ def _opened(
 def _sample(image: Path | str | NDArray[np.uint8]) -> Sample:
     if isinstance(image, str | Path):
         from foveate.data.images import decode
+        from foveate.data.videos import SUFFIXES
 
+        if Path(image).suffix.lower() in SUFFIXES:
+            raise SampleError(
+                f"image {image}: a video, but this model takes images",
+                remedy="choose a model of clips (foveate models shows them), or give an image",
+            )
         decoded = decode(image)
         return Sample(Path(image).name, decoded.pixels, decoded.sha256, str(image))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
