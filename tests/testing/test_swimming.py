@@ -119,7 +119,7 @@ def test_shapes_go_where_their_motion_says(singles):
         assert abs(moved @ way[::-1]) < 3
 
 
-def test_no_single_frame_tells_the_motion_of_a_shape_at_the_start(singles):
+def test_the_first_frame_does_not_tell_the_motion(singles):
     """Where a shape starts does not depend on the way it goes: means differ by less than 4 standard errors."""
     first = np.array([centres(drawn.masks[0][:1])[0] for drawn in singles])
     ways = np.array([drawn.motions[0] for drawn in singles])

@@ -90,7 +90,8 @@ class VideoReport(StoryReport):
         lines = ["Appearance, motion or both? What the data was built with, and what the test says of the model:"]
         for label, one in self.verdicts.items():
             expected = EXPECTED[TOLD_BY[label]]
-            mark = "as built" if one.answer == expected else f"NOT as built ({expected})"
+            missed = "undecided" if one.answer == "inconclusive" else "NOT as built"
+            mark = "as built" if one.answer == expected else f"{missed} (built: {expected})"
             effects = ", ".join(
                 f"{name} {one.intervals[name].estimate:+.2f}" for name in ("appearance", "motion", "interaction")
             )
@@ -100,7 +101,8 @@ class VideoReport(StoryReport):
         few = [label for label in CLASSES if label not in self.verdicts]
         if few:
             lines += [f"  too few clips for a verdict: {', '.join(few)}"]
-        total = f"{self.as_built} of {len(self.verdicts)} classes as built"
+        undecided = sum(one.answer == "inconclusive" for one in self.verdicts.values())
+        total = f"{self.as_built} of {len(self.verdicts)} classes as built, {undecided} undecided"
         return [*lines, f"  {total}; {self._mass_line()}"]
 
     def _shown(self, label: str) -> str:
