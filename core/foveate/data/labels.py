@@ -173,7 +173,8 @@ def pad(tokens: TokenAxis, length: int) -> TokenAxis:
     if len(tokens) > length:
         raise StoreError(
             f"tokens: {len(tokens)} do not fit a capacity of {length}",
-            remedy=f"start a new run with a capacity of at least {len(tokens)}",
+            remedy=f"start a new run with a capacity of at least {len(tokens)}"
+            f" (of a tracker: --option max_tracks, {len(tokens) - length} more than it was)",
         )
     return TokenAxis.concat(tokens, TokenAxis.of_kind("padding", length - len(tokens)))
 
