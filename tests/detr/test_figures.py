@@ -6,18 +6,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 pytest.importorskip("transformers")
 
-from detr_models import tiny
+from detr_models import photos, tiny
+from foveate.capture.trace import trace
 from foveate.cli import main
 from foveate.data.run import Run
 from foveate.detection.mass import box_shares
 from foveate.errors import UsageError
 from foveate.geometry import CellGrid, Geometry
-from foveate.interfaces import CapturePlan, SitePlan
+from foveate.interfaces import CapturePlan, SitePlan, Target
 from foveate.plugins.manager import plugin_manager
 from foveate.plugins.opening import open_source
 from foveate.render.detection import CrossTable, DetectedObject, cross_objects, film_strip, objects
@@ -27,7 +29,9 @@ from foveate.render.detection_run import (
     first_with_objects,
     layer_strips,
     object_panels,
+    object_rows,
     objects_of,
+    reading_site,
 )
 from foveate.render.panel import Panel, Rule
 from foveate.study.capture import run_capture
@@ -88,6 +92,35 @@ def test_a_panel_is_the_row_of_the_objects_own_query(run: Run) -> None:
         assert panel.uniform == pytest.approx(1 / 144)
     assert "layer 1 of 0–2" in rule.what
     assert "head 2" in rule.what
+
+
+def test_a_table_of_segments_without_boxes_is_refused() -> None:
+    """Otherwise all mass would seem to lie outside every object."""
+    segments = [DetectedObject("sky", 0.9, i, box) for i, box in enumerate((None, (float("nan"),) * 4))]
+    with pytest.raises(UsageError, match="segments without boxes"):
+        cross_table(panels(2), segments)
+
+
+@pytest.mark.parametrize("name", ["YOLOS", "OWLv2", "EoMT", "DETR"])
+def test_rows_are_those_that_the_answer_is_read_from_also_in_self_attention(tmp_path, name: str) -> None:
+    """Encoder-only detectors: the detection token's row, or the patch's; asked of the source, object by object."""
+    source, samples = tiny(name, threshold=0.0, max_objects=3), photos((64, 96))
+    Image.fromarray(samples[0].pixels).save(tmp_path / "photo.png")
+    plan = CapturePlan(tuple(SitePlan(site.id, rows="all") for site in source.sites))
+    run_capture(source, tmp_path, tmp_path / "run.zarr", plan=plan, top=3)
+    kept = Run.open(tmp_path / "run.zarr")
+    traced = trace(source, source.encode([kept.load_sample(0)]))
+    bound = source.bind(traced.outputs, traced.batch, Target())
+    shown = {one.query: one for one in answers_of(kept, 0)}
+    site, dataset = reading_site(kept)
+    rows = object_rows(dataset, 0, [shown[int(row.object)] for row in bound.rows])
+    weights = source.readout(traced.batch, traced.outputs, bound)[site].weights
+    assert len(bound) == len(rows) == 3
+    for layer, number in enumerate(dataset["layer"].values):
+        record = next(traced.records[key] for key in traced.records if (key.site, key.layer) == (site, number))
+        expected = torch.einsum("tq,hqk->thk", weights, record.rows(slice(None))[0].float())
+        np.testing.assert_allclose(rows[:, layer], expected.numpy(), atol=1e-3)  # stored in float16
+    assert expected.std(0).max() > 0.01  # the objects' rows differ
 
 
 def test_the_strip_has_every_layer(run: Run) -> None:

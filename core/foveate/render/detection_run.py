@@ -79,7 +79,7 @@ def object_panels(
     head: Head = "mean",
 ) -> tuple[list[Panel], Rule]:
     """Each object's own attention row over the picture. Raises UsageError where rows of queries were not kept."""
-    name, dataset = cross_site(run, site)
+    name, dataset = reading_site(run, site)
     at = layer_index(dataset, layer)
     rows = object_rows(dataset, position, found)[:, at]
     heads = [str(number) for number in dataset["head"].values]
@@ -98,7 +98,7 @@ def layer_strips(
     run: Run, position: int, found: list[DetectedObject], *, site: str | None = None, head: Head = "mean"
 ) -> tuple[list[list[Panel]], list[int], Rule]:
     """Each object's attention row in every kept layer: panels ``(object, layer)`` and the layers' true numbers."""
-    _, dataset = cross_site(run, site)
+    _, dataset = reading_site(run, site)
     layers = [int(number) for number in dataset["layer"].values]
     columns = []
     for layer in layers:
@@ -137,7 +137,15 @@ def layer_answers(
 
 
 def cross_table(panels: list[Panel], found: list[DetectedObject]) -> CrossTable:
-    """How much of each object's map lies in whose box, of what lies in the picture."""
+    """How much of each object's map lies in whose box, of what lies in the picture.
+
+    Raises UsageError where no object has a box.
+    """
+    if not any(one.box is not None and np.isfinite(one.box).all() for one in found):
+        raise UsageError(
+            "the answers are segments without boxes, and a run keeps no masks: there is no region to sum over",
+            remedy="use --kind objects",
+        )
     boxes = np.array([one.box or (np.nan,) * 4 for one in found], np.float64)
     cut = [panel.visible_values for panel in panels]
     cells = cut[0][1]
@@ -159,14 +167,51 @@ def cross_site(run: Run, site: str | None = None) -> tuple[str, xr.Dataset]:
         if "attention" in dataset and dataset.attrs.get("kind") == "cross" and TOKEN_KINDS.index("patch") in keys:
             return name, dataset
     raise UsageError(
-        f"{run.path}: no attention of object queries over the picture was kept" + (f" at {site}" if site else ""),
-        remedy="capture again with --rows all",
+        f"{run.path}: no cross-attention of object queries to the picture was kept{f' at {site}' if site else ''}",
+        remedy="capture again with --rows all (models whose objects read the picture in self-attention have none)",
     )
+
+
+def reading_site(run: Run, site: str | None = None) -> tuple[str, xr.Dataset]:
+    """Where objects read the picture, with kept rows: cross-attention, else self-attention that holds both.
+
+    Encoder-only detectors read the picture where their detection tokens (YOLOS, EoMT), or the patches that are the
+    objects (OWLv2), attend beside it. Raises UsageError where there is none.
+    """
+    try:
+        return cross_site(run, site)
+    except UsageError:
+        patch, found = TOKEN_KINDS.index("patch"), []
+        for name in [site] if site is not None else reversed(run.site_ids):
+            dataset = run.site(name)
+            if "attention" in dataset and patch in dataset["key_kind"].values and _is_whole(dataset):
+                found.append((name, dataset))
+        found.sort(key=lambda one: TOKEN_KINDS.index("object") not in one[1]["query_kind"].values)  # stable
+        if not found:
+            raise
+        return found[0]
+
+
+def _is_whole(dataset: xr.Dataset) -> bool:
+    """Self-attention with every row kept, so that a row's place says whose it is."""
+    whole = bool(dataset.sizes["query"] == dataset.sizes["key"])
+    return dataset.attrs.get("kind") == "self" and whole and "window" not in dataset["attention"].dims
+
+
+def _query_places(dataset: xr.Dataset) -> list[int]:
+    """The object query of each row kept, -1 for others: of self-attention, the detection tokens or patches."""
+    if not _is_whole(dataset):
+        return [int(query) for query in dataset["query_index"].values]
+    kinds, places = dataset["query_kind"].values, np.full(dataset.sizes["query"], -1)
+    own = np.flatnonzero(kinds == TOKEN_KINDS.index("object"))
+    own = own if own.size else np.flatnonzero(kinds == TOKEN_KINDS.index("patch"))
+    places[own] = np.arange(own.size)
+    return [int(place) for place in places]
 
 
 def object_rows(dataset: xr.Dataset, position: int, found: list[DetectedObject]) -> NDArray[np.float64]:
     """Attention rows of the objects, ``(object, layer, head, key)``. Raises UsageError where one is missing."""
-    kept = [int(query) for query in dataset["query_index"].values]
+    kept = _query_places(dataset)
     missing = [one.query for one in found if one.query not in kept]
     if missing:
         raise UsageError(

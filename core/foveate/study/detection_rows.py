@@ -238,9 +238,9 @@ def layers(subject: Subject) -> Iterator[Finding]:
             if (
                 metric.info.needs
                 and {"key_positions", "query_positions"} & set(metric.info.needs)
-                and np.isnan(query.y).any()
+                and (np.isnan(query.y).any() or not np.isfinite(key.y).any())
             ):
-                continue
+                continue  # no distance between words and places
             options: dict[str, Any] = {"query": query, "key": key, "keys": "all", "all_rows": everything}
             options["allowed"] = allowed_keys(site, "query")
             rows = site["attention"].isel(sample=subject.positions).load().astype(np.float32)
