@@ -74,3 +74,12 @@ def test_verdicts() -> None:
     assert phases(1 + 0.01 * RNG.random((20, 6))).verdict == "even"
     assert phases(RNG.random((4, 6)) ** 6).verdict == "inconclusive"
     assert phases(np.array([[1.0, 2.0, 3.0]])).verdict == "inconclusive"  # one video has no interval
+
+
+def test_a_third_hardly_ahead_of_another_is_no_verdict() -> None:
+    """Middle and late hold as much; that both hold more than a third does not make one of them the answer."""
+    noise = np.random.default_rng(4).normal(0, 0.03, 12)
+    shares = np.stack([np.full(12, 0.1), 0.452 + noise, 0.448 - noise], axis=1)
+    found = phases(shares)
+    assert found.middle.low > 1 / 3
+    assert found.verdict == "inconclusive"

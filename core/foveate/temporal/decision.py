@@ -101,15 +101,15 @@ class Phases:
 def phases(importance: ArrayLike, *, margin: float = 0.1, seed: int = 0) -> Phases:
     """Where in time an importance ``(video, frame)`` lies, over videos.
 
-    A third is the verdict where its interval lies above 1/3 and above the other two estimates; *even* where all
-    three intervals lie within ``margin`` of 1/3; otherwise *inconclusive*. Intervals are not corrected for being
+    A third is the verdict where its whole interval lies above 1/3 and above the other two estimates; *even* where
+    all three intervals lie within ``margin`` of 1/3; otherwise *inconclusive*. Intervals are not corrected for being
     three.
     """
     shares = phase_mass(importance)
     spans = [bootstrap_mean(column, seed=seed) for column in shares.T]
     even = all(span.low >= 1 / 3 - margin and span.high <= 1 / 3 + margin for span in spans)
     best = int(np.argmax([span.estimate for span in spans])) if len(shares) else 0
-    ahead = spans[best].low > 1 / 3
+    ahead = spans[best].low > max([1 / 3, *(span.estimate for i, span in enumerate(spans) if i != best)])
     verdict = "even" if even else PHASES[best] if ahead else "inconclusive"
     early, middle, late = spans
     return Phases(early, middle, late, verdict)
