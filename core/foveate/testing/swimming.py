@@ -8,8 +8,8 @@ nothing) and a *motion* (the way it goes). Which class a shape is follows from t
     matched, crossed   only by look and motion together: a ringed shape that goes right, or a split one that goes
                        left, is matched; the other two pairs are crossed (exclusive or)
 
-Textures are mirror images of themselves from left to right and shapes start anywhere whatever their motion, so that
-the first frame does not tell which way a shape goes (in later ones its place tells a little). Either cue can be
+Textures are mirror images of themselves from left to right and shapes start anywhere whatever their motion: the
+first frame does not tell which way a shape goes (in later ones its place tells a little). Either cue can be
 withheld as :mod:`foveate.temporal.cues` takes it away: without ``look`` shapes are one grey, without ``motion``
 every frame is the same one. What is then left of the answer is known, too (:func:`answer`; the little that the
 place of a still shape tells is left out). **Masks are of the visible pixels.**
