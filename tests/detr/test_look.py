@@ -23,6 +23,12 @@ def test_every_detector_can_be_looked_at(name: str, tmp_path: Path) -> None:
     assert found is not None
 
 
+def test_no_object_above_the_threshold_is_a_caveat(tmp_path: Path) -> None:
+    Image.fromarray(np.full((96, 96, 3), 128, np.uint8)).save(tmp_path / "flat.png")
+    found = look("foveate/shapes-cdetr", tmp_path / "flat.png")
+    assert any("no object is above the threshold" in caveat for caveat in found.caveats)
+
+
 def test_a_pyramids_row_keeps_its_mass_and_uniform_is_one() -> None:
     tokens = TokenAxis.concat(
         TokenAxis.patches(8, 12, height=64, width=96, level=0),

@@ -62,7 +62,7 @@ def quick_check(
     from foveate.faithfulness.orders import cell_order, random_maps, to_cells
 
     if not len(bound):
-        return Check(skipped="there is no target")
+        return Check(skipped="no object is above the threshold, so there is no target")
     objective = Objective(source, batch, bound).take([0])
     cells = source.cells(batch)
     ours = to_cells(values[None], grid, cells)
