@@ -102,8 +102,8 @@ def phases(importance: ArrayLike, *, margin: float = 0.1, seed: int = 0) -> Phas
     """Where in time an importance ``(video, frame)`` lies, over videos.
 
     A third is the verdict where its whole interval lies above 1/3 and above the other two estimates; *even* where
-    all three intervals lie within ``margin`` of 1/3; otherwise *inconclusive*. Intervals are not corrected for being
-    three.
+    all three intervals lie within ``margin`` of 1/3; otherwise *inconclusive*. Intervals are not corrected for
+    being three.
     """
     shares = phase_mass(importance)
     spans = [bootstrap_mean(column, seed=seed) for column in shares.T]
