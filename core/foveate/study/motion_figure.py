@@ -14,13 +14,17 @@ SHOWN = ("appearance", "motion", "interaction", "total")
 
 
 def draw_motion(report: MotionReport, out: Path) -> Path:
-    """Draw a report to PNG, SVG or PDF: all videos together on each scale, then class by class."""
-    verdicts = {f"all, {scale.scale}": scale.verdict for scale in report.scales}
-    verdicts |= dict(report.by_label)
+    """Draw a report to PNG, SVG or PDF: all videos together, then class by class, on the headline scale.
+
+    Other scales have other units; their verdicts stand in the caption.
+    """
+    head, *others = report.scales
+    verdicts = {"all": head.verdict, **report.by_label}
     effects = {name: {part: one.intervals[part] for part in SHOWN} for name, one in verdicts.items()}
     answers = {name: one.answer for name, one in verdicts.items()}
     removal = report.settings.removal.record()
     source = f"{report.model} · removal: " + ", ".join(f"{name} {value}" for name, value in removal.items())
     level = f"intervals at {report.rule.confidence:.0%} over videos, margin {report.rule.margin:g} of the total"
-    title = f"{report.model}: appearance, motion or both"
-    return cues(effects, answers, title=title, source=f"{source} · {level}").save(out)
+    told = "".join(f" · on the {other.scale}, all together: {other.verdict.answer}" for other in others)
+    title = f"{report.model}: appearance, motion or both ({head.scale})"
+    return cues(effects, answers, title=title, source=f"{source} · {level}{told}").save(out)
