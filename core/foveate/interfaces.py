@@ -266,8 +266,8 @@ class CallLabels:
     (deformable attention zeroes the values of padding), or None.
 
     A call that holds only a part of the samples, frames or tracks says which in ``at``: frames 5 and 6 of 7 are
-    ``{"frame": Part((5, 6), 7)}``. An axis that is in ``at`` but not in ``leading`` has one position. At sites with
-    ``ragged`` axes, ``query`` and ``key`` are the call's own tokens, in its order, and ``query_place`` and
+    ``{"frame": Part((5, 6), 7)}``. An axis that is in ``at`` but not in ``leading`` has one position. At sites
+    with ``ragged`` axes, ``query`` and ``key`` are the call's own tokens, in its order, and ``query_place`` and
     ``key_place`` say where on the common axis each lies.
     """
 
@@ -329,8 +329,8 @@ class MergeStep:
 
     ``matrix`` may be sparse; with a first axis ``sample`` it differs from sample to sample.
     Where tokens of several streams come together (a class token that has gone its own way), ``others`` holds the
-    further sources with their matrices: ``target = matrix source + sum of the others' matrix source``. A stream may
-    be its own source.
+    further sources with their matrices: ``target = matrix source + sum of the others' matrix source``. A stream
+    may be its own source.
     """
 
     source: str

@@ -275,3 +275,13 @@ def test_command_line(folder: Path) -> None:
     assert all(line["n"] <= 4 for line in payload["lines"])
     assert CliRunner().invoke(main, ["analyse"]).exit_code == 2
     assert CliRunner().invoke(main, [*call[:2], "--analysis", "x"]).exit_code == 2
+
+
+def test_a_true_box_that_is_no_number_is_named(folder: Path, tmp_path: Path) -> None:
+    table = json.loads((folder / "objects.json").read_text("utf-8"))
+    name = next(image for image, listed in table["images"].items() if listed)
+    table["images"][name][0]["box"][2] = float("nan")
+    (tmp_path / "objects.json").write_text(json.dumps(table), "utf-8")
+    broken = Subject(Run.open(folder / "run.zarr"), tmp_path / "objects.json")
+    with pytest.raises(UsageError, match=f"image {name!r} has a box that is not finite"):
+        broken.true_objects(broken.ids.index(name))

@@ -220,8 +220,13 @@ class Subject:
             raise UsageError(
                 f"{self.truth}: no image {self.ids[place]!r}", remedy="names are sample ids of the run"
             )
-        masks = [_mask(self.truth.parent / str(one["mask"])) for one in listed if one.get("mask")]
         boxes = np.array([one["box"] for one in listed], np.float64).reshape(-1, 4)
+        if not np.isfinite(boxes).all():
+            raise UsageError(
+                f"truth {self.truth}: image {self.ids[place]!r} has a box that is not finite",
+                remedy="a box is [top, left, bottom, right] in pixels of the original picture",
+            )
+        masks = [_mask(self.truth.parent / str(one["mask"])) for one in listed if one.get("mask")]
         whole = np.stack(masks) if masks and len(masks) == len(listed) else None
         return Truth(tuple(str(one["label"]) for one in listed), boxes, whole)
 
