@@ -13,6 +13,7 @@ from foveate.capture.dense import DenseRecord
 from foveate.capture.gradients import gradient_rounds
 from foveate.capture.intervening import intervene
 from foveate.capture.interventions import AblateHeads
+from foveate.capture.materialised import MaterialisedRecord
 from foveate.capture.trace import Trace, trace
 from foveate.detection.approximation import METHODS, errors_at
 from foveate.detection.importance import importance
@@ -184,12 +185,18 @@ def _drops_of(
 
 
 def approximations(subject: Subject) -> Iterator[Finding]:
-    """Error of the output of each head by cheaper matrices that store :data:`BUDGET` of the numbers."""
+    """Error of the output of each head by cheaper matrices that store :data:`BUDGET` of the numbers.
+
+    Of attention that the model made itself (a softmax, then a product) queries and keys are not known: such sites
+    have no linear approximation.
+    """
     tables: dict[tuple[str, int, str], NDArray[np.float64]] = {}
     budgets: dict[str, int] = {}
     for places, batch in subject.batches():
         for call, record in trace(subject.source, batch, grad=True).records.items():
-            if not isinstance(record, DenseRecord) or record.v is None or record.shape.batch != len(batch):
+            if not isinstance(record, DenseRecord | MaterialisedRecord) or record.v is None:
+                continue
+            if record.shape.batch != len(batch):
                 continue
             budgets[call.site] = max(1, round(BUDGET * record.shape.keys))
             for name, errors in _errors(record, budgets[call.site], subject.seed).items():
@@ -197,7 +204,7 @@ def approximations(subject: Subject) -> Iterator[Finding]:
                 table = tables.setdefault(key, np.full(len(subject.positions), np.nan))
                 table[places] = errors.mean(1)
     if not tables:
-        raise UsageError(f"{subject.run.model_id}: no attention whose queries, keys and values were seen")
+        raise UsageError(f"{subject.run.model_id}: no attention whose values were seen, one row a picture")
     for (site, layer, name), values in tables.items():
         if name != "uniform":
             what = f"output error, {name.replace('_', '-')}, {budgets[site]} numbers a query"
@@ -205,9 +212,13 @@ def approximations(subject: Subject) -> Iterator[Finding]:
             yield Finding(what, "share of |AV|", values, uniform, "uniform attention", site, layer)
 
 
-def _errors(record: DenseRecord, budget: int, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Method -> ``(sample, head)``; "linear" only where no key is masked."""
+def _errors(record: DenseRecord | MaterialisedRecord, budget: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Method -> ``(sample, head)``; "linear" only where queries and keys are known and no key is masked."""
     rows = record.rows(slice(None)).double().cpu().numpy()
+    if isinstance(record, MaterialisedRecord):
+        values = record.v.double().cpu().numpy()  # type: ignore[union-attr]
+        found = errors_at(rows, values, budget, seed=seed)
+        return {name: found[name] for name in METHODS if name in found}
     q, k, v = (t.double().cpu().numpy() for t in (record.q, record.k, record.v))  # type: ignore[union-attr]
     groups = q.shape[1] // k.shape[1]
     k, v = (np.repeat(t, groups, 1) for t in (k, v))
