@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from foveate.geometry import Geometry
+    from foveate.temporal.trackers import Carried, Reach
     from foveate_dvis.daq.config import DaqConfig
     from foveate_dvis.daq.network import DvisDaq
     from foveate_dvis.daq.outputs import DaqOutputs
@@ -233,6 +234,18 @@ class DaqSource(AttentionSource):
         """The tracker's state after this block, by sample, for ``batch.shared["state"]``."""
         pairs = zip(outputs.ids, outputs.clips, strict=True)
         return {"states": {name: clip.state.detached() for name, clip in pairs}}
+
+    def carried(self, batch: Batch) -> list[list[Carried]]:
+        """See :class:`foveate.temporal.trackers.CarryingSource`."""
+        from foveate_dvis import daq_carrying
+
+        return daq_carrying.carried(self, batch)
+
+    def reach(self, batch: Batch, *, untrained: bool = False) -> list[list[Reach]]:
+        """See :class:`foveate.temporal.trackers.RecurrentSource`. Raises UsageError for an offline model."""
+        from foveate_dvis import daq_carrying
+
+        return daq_carrying.reach(self, batch, untrained=untrained)
 
     def hold(self, batch: Batch, outputs: DaqClips) -> Batch:
         """The batch with the decisions of ``outputs``: its forwards keep which rows are tracks."""

@@ -86,6 +86,13 @@ _LIST: tuple[tuple[str, str, str, str], ...] = (
         "rows",
         "temporal_evolution:evolution",
     ),
+    ("identity", "do tracks read the query that becomes their mask", "model", "temporal_identity:identity"),
+    (
+        "recurrence",
+        "how much of a track was made in earlier frames, beside the untrained twin",
+        "model",
+        "temporal_identity:recurrence",
+    ),
 )
 ANALYSES: dict[str, Analysis] = {row[0]: Analysis(*row) for row in _LIST}
 """Name -> analysis, in the order in which they run."""
