@@ -75,11 +75,16 @@ def recurrence(subject: ClipSubject) -> Outcome:
     if not isinstance(source, RecurrentSource):
         raise UsageError(f"{source.card.id}: no state that is carried from frame to frame")
     shape = (len(subject), subject.frames, subject.frames)
-    tables = {name: np.full(shape, np.nan) for name in ("own", "twin", "rule")}
+    tables = {name: np.full(shape, np.nan) for name in ("own", "twin", "rule", "twin_rule")}
     for place in range(len(subject)):
         batch = source.encode([subject.sample(place)])
         mine, other = source.reach(batch)[0], source.reach(batch, untrained=True)[0]
-        for name, reach, part in (("own", mine, "shares"), ("twin", other, "shares"), ("rule", mine, "halved")):
+        for name, reach, part in (
+            ("own", mine, "shares"),
+            ("twin", other, "shares"),
+            ("rule", mine, "halved"),
+            ("twin_rule", other, "halved"),
+        ):
             table = _mean_tracks(reach, part)
             if table is not None:
                 count = len(table)
@@ -94,9 +99,8 @@ def recurrence(subject: ClipSubject) -> Outcome:
                 _at(tables["twin"], lag), kind)
         for lag in range(1, subject.frames)
     ]  # fmt: skip
-    findings.append(
-        Finding("INVALID: the same by rollout with half residuals (fixed by the rule)", "share", past["rule"])
-    )
+    invalid = "INVALID: the same by rollout with half residuals (fixed by the rule)"
+    findings.append(Finding(invalid, "share", past["rule"], past["twin_rule"], kind))
     dims = ("sample", "frame", "source_frame")
     told = "mean over tracks of what each frame contributed to the row, as a share"
     product = dataset(
