@@ -87,8 +87,7 @@ class Strip(Renderer):
         else:
             chosen = clip_run.attention_over_time(run, position, **given)
         overlay = clip_run.overlay_of(run, position, chosen, tracks, scale=scale)
-        pairs = zip(run.times(position), run.frame_index(position), strict=True)
-        labels = [f"{time:.2f} s" if time == time else f"frame {number}" for time, number in pairs]
+        labels = clip_run.frame_labels(run, position)
         title, source = pick.title_of(run, position), str(chosen.rule)
         frames = list(clip_run.shown_frames(run, position))
         return film_strip(frames, overlay, title=title, source=source, labels=labels).save(out)

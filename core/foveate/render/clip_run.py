@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveate.data.records import EDGES
 from foveate.errors import StoreError, UsageError
 from foveate.geometry import CellGrid, tokens_to_cells
 from foveate.interfaces import TOKEN_KINDS
@@ -53,6 +54,12 @@ def shown_frames(run: Run, position: int) -> Iterator[NDArray[np.uint8]]:
         if inside.size:
             block = run.load_frames(position, start, int(inside.max()) + 1).pixels
             yield from (block[i - start] for i in inside)
+
+
+def frame_labels(run: Run, position: int) -> list[str]:
+    """The time of each frame that the model read, or its number where the clip has no clock."""
+    pairs = zip(run.times(position), run.frame_index(position), strict=True)
+    return [f"{time:.2f} s" if time == time else f"frame {number}" for time, number in pairs]
 
 
 def tracks_of(run: Run, position: int, track: str | None = None, *, least: float = 0.0) -> list[TrackMarks]:
@@ -273,9 +280,6 @@ def _marks(stored: xr.Dataset | None, rank: int) -> TrackMarks:
     if stored is None or rank >= stored.sizes["rank"]:
         return TrackMarks("", rank)
     one = stored.isel(rank=rank)
-    boxes = np.stack([np.asarray(one[f"box_{edge}"].values, np.float64) for edge in _EDGES], axis=1)
+    boxes = np.stack([np.asarray(one[f"box_{edge}"].values, np.float64) for edge in EDGES], axis=1)
     masks: Any = np.asarray(one["mask"].values)
     return TrackMarks("", rank, masks, boxes)
-
-
-_EDGES = ("top", "left", "bottom", "right")

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from foveate.errors import FoveateError, UsageError
+from foveate.stats.known import mean_known
 from foveate.study.detection import Finding, Line, Report, line_of, written
-from foveate.study.temporal_subject import ClipSubject, Outcome, mean_known
+from foveate.study.temporal_subject import ClipSubject, Outcome
 from foveate.temporal.verdict import FEWEST
 
 if TYPE_CHECKING:

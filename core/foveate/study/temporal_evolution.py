@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveate.geometry import CellGrid, regrid
+from foveate.stats.known import mean_known
 from foveate.study.detection import Finding
 from foveate.study.temporal_maps import ClipMaps, clip_maps
-from foveate.study.temporal_subject import ClipSubject, Outcome, dataset, mean_known
+from foveate.study.temporal_subject import ClipSubject, Outcome, dataset
 from foveate.study.temporal_tracks import has_tracks, track_masks
 from foveate.temporal.evolution import LEVEL, Change, aligned, change_points, flicker
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveate.errors import UsageError
+from foveate.stats.known import mean_known
 from foveate.study.detection import Finding
-from foveate.study.temporal_subject import ClipSubject, Outcome, Rows, dataset, mean_known, refusal
+from foveate.study.temporal_subject import ClipSubject, Outcome, Rows, dataset, refusal
 from foveate.temporal.frame_mass import FrameMass, frame_mass, horizon, lag_profile, past_share
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveate.errors import UsageError
+from foveate.stats.known import mean_known
 from foveate.study.detection import Finding
-from foveate.study.temporal_subject import ClipSubject, Outcome, dataset, mean_known
+from foveate.study.temporal_subject import ClipSubject, Outcome, dataset
 from foveate.temporal.identity import transport
 from foveate.temporal.trackers import Carried, CarryingSource, Reach, RecurrentSource
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveate.errors import UsageError
+from foveate.stats.known import mean_known
 from foveate.study.detection import Finding
 from foveate.study.temporal_maps import clip_maps
-from foveate.study.temporal_subject import PADDING, ClipSubject, Outcome, dataset, group_dims, mean_known, there
+from foveate.study.temporal_subject import PADDING, ClipSubject, Outcome, dataset, group_dims, there
 from foveate.temporal.decision import PHASES, FrameCurve, phase_mass, phases, removal_order
 from foveate.temporal.verdict import FEWEST
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveate.errors import UsageError
+from foveate.stats.known import mean_known
 from foveate.study.detection import Finding
 from foveate.study.temporal_maps import ClipMaps, clip_maps
-from foveate.study.temporal_subject import ClipSubject, Outcome, dataset, mean_known
+from foveate.study.temporal_subject import ClipSubject, Outcome, dataset
 from foveate.study.temporal_tracks import moving_cells, origin_of
 from foveate.temporal.enrichment import enrichment
 

@@ -198,13 +198,3 @@ def dataset(variables: Mapping[str, tuple[tuple[str, ...], NDArray[Any], str]], 
     return xr.Dataset(
         {name: (dims, v, {"long_name": told}) for name, (dims, v, told) in variables.items()}, coords
     )
-
-
-def mean_known(values: Any, axis: int | tuple[int, ...] | None = None) -> Any:
-    """Mean of what is finite; NaN where nothing is."""
-    table = np.asarray(values, np.float64)
-    known = np.isfinite(table)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, table, 0.0).sum(axis=axis) / np.where(
-            known.sum(axis=axis) > 0, known.sum(axis=axis), np.nan
-        )

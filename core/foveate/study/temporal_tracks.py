@@ -13,7 +13,8 @@ import numpy as np
 
 from foveate.errors import StoreError, UsageError
 from foveate.geometry import CellGrid, regrid
-from foveate.study.temporal_subject import ClipSubject, mean_known
+from foveate.stats.known import mean_known
+from foveate.study.temporal_subject import ClipSubject
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -83,7 +83,7 @@ def draw_video(run: Run, plan: VideoPlan, out: Path | None = None, *, dry_run: b
         geometry = run.geometry(position)
         size = shown_size(geometry.original_height, geometry.original_width, plan.size)
         return _drawn(path, name, index.size, rate, size, overlay, note, written=False)
-    labels = _labels(run, position)
+    labels = clip_run.frame_labels(run, position)
     frames = _repeated(run, position, overlay, labels, index.tolist())
     done = write_video(frames, path, fps=rate, title=f"{run.model_id}: {name}")
     return _drawn(done.path, name, done.frames, rate, done.size, overlay, note, written=True)
@@ -126,13 +126,6 @@ def _head(head: str) -> Any:
     if head != "mean" and not head.isdigit():
         raise UsageError(f"--head {head}: expected a number or mean")
     return "mean" if head == "mean" else int(head)
-
-
-def _labels(run: Run, position: int) -> list[str]:
-    """The time of each frame, or its number where the clip has no clock."""
-    numbers = run.frame_index(position)
-    pairs = zip(run.times(position), numbers, strict=True)
-    return [f"{time:.2f} s" if time == time else f"frame {number}" for time, number in pairs]
 
 
 def _repeated(run: Run, position: int, overlay: Overlay, labels: list[str], index: list[int]) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 
 from foveate.errors import UsageError
 from foveate.stats.agreement import JS_DIVERGENCE, SPEARMAN, Measure, agreement
+from foveate.stats.known import mean_known
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -78,7 +79,7 @@ def compared(
     steps = [agreement(one[:, t], two[:, t], measure, groups=videos, seed=seed + t) for t in range(one.shape[1])]
     own = np.stack([step.own for step in steps], axis=1)
     null = np.stack([step.null for step in steps], axis=1)
-    return Consistency(measure.name, own, _mean(own), _mean(null), measure.lower_is_closer)
+    return Consistency(measure.name, own, mean_known(own, -1), mean_known(null, -1), measure.lower_is_closer)
 
 
 def transport(shape: tuple[int, int]) -> Measure:
@@ -210,10 +211,3 @@ def _pooled(
     mass = regrid(values.reshape(shape), fine, coarse, reduce="sum")
     y, x = coarse.centres
     return mass.ravel(), np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = np.isfinite(values)
-    count = known.sum(axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(count > 0, np.where(known, values, 0.0).sum(-1) / count, np.nan))

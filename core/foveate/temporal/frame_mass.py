@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveate.errors import UsageError
+from foveate.stats.known import mean_known
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -48,7 +49,7 @@ class FrameMass:
         """Share of the mass on frames that lies on other frames, mean over query frames, ``(...)``."""
         within = np.diagonal(self.mass, axis1=-2, axis2=-1)
         total = self.mass.sum(axis=-1)
-        return np.asarray(_mean((total - within) / np.where(total > 0, total, np.nan)))
+        return np.asarray(mean_known((total - within) / np.where(total > 0, total, np.nan), -1))
 
     @property
     def uniform_cross(self) -> float:
@@ -89,7 +90,7 @@ def lag_profile(mass: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]
     if table.ndim < 2 or table.shape[-2] != frames:
         raise UsageError(f"lag_profile: expected (..., frame, frame), got {table.shape}")
     lags = np.arange(-(frames - 1), frames)
-    parts = [_mean(np.diagonal(table, offset=int(lag), axis1=-2, axis2=-1)) for lag in lags]
+    parts = [mean_known(np.diagonal(table, offset=int(lag), axis1=-2, axis2=-1), -1) for lag in lags]
     return lags, np.stack(parts, axis=-1)
 
 
@@ -103,7 +104,7 @@ def horizon(mass: ArrayLike) -> NDArray[np.float64]:
     distance = np.abs(place[:, None] - place[None, :])
     total = table.sum(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(_mean((table * distance).sum(axis=-1) / np.where(total > 0, total, np.nan)))
+        return np.asarray(mean_known((table * distance).sum(axis=-1) / np.where(total > 0, total, np.nan), -1))
 
 
 def past_share(mass: ArrayLike) -> NDArray[np.float64]:
@@ -133,12 +134,3 @@ def _check(rows: NDArray[Any], queries: NDArray[Any], keys: NDArray[Any], frames
 def _indicator(frame: NDArray[np.int64], frames: int) -> NDArray[np.float64]:
     """(token, frame), 1 where the token is of the frame."""
     return np.asarray(frame[:, None] == np.arange(frames)[None, :], dtype=np.float64)
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last axis of what is known; NaN where nothing is."""
-    known = np.isfinite(values)
-    count = known.sum(axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        total = np.where(known, values, 0.0).sum(axis=-1) / count
-    return np.asarray(np.where(count > 0, total, np.nan))
